@@ -1,0 +1,23 @@
+"""Which tokens of each group enter the model, and which are asked back from it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+EMPTY_SLOT = -1
+
+
+@dataclass(frozen=True)
+class TokenSelection:
+    """Positions inside groups, per modality, ascending, with ``EMPTY_SLOT`` (-1) filling unused slots at the end.
+
+    ``visible[name]`` and ``queries[name]`` are integer tensors ``[batch, groups, slots]``, where ``groups`` are the groups the
+    modality owns and a value ``i`` in group ``g`` is token ``g * group_tokens + i`` of the modality (``group_tokens`` =
+    ``ceil(num_tokens / groups)``). Values never name padding. The batch axis may be 1 (one selection for the whole batch)
+    and the group axis may be 1 (one pattern for all groups, the paper's group-wise mask).
+    """
+
+    visible: dict[str, Tensor]
+    queries: dict[str, Tensor]
