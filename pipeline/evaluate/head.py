@@ -1,0 +1,122 @@
+"""The linear head on pooled latents: what a probe or fine-tuning adds to a model, kept beside its weights.
+
+Only torch, numpy, safetensors and ``hip_model`` are imported here, so that a served model can carry this file alone.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hip_model.errors import InputError
+
+HEAD_FILE = "head.safetensors"
+TASKS = ("classification", "multilabel")
+
+
+@dataclass(frozen=True)
+class Head:
+    """Scores = ``(features - mean) / std @ weight.T + bias``.
+
+    ``weight`` [classes, D], ``bias`` [classes], ``mean`` and ``std`` [D] over the pooled features of the fit split;
+    ``level`` is the block whose latents are pooled, ``task`` decides between softmax and sigmoid.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    mean: Tensor
+    std: Tensor
+    level: int
+    task: str
+    label_names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        classes, width = self.weight.shape
+        shapes = (self.bias.shape, self.mean.shape, self.std.shape)
+        if shapes != ((classes,), (width,), (width,)):
+            raise InputError(f"head of weight {tuple(self.weight.shape)} has bias, mean, std of {shapes}")
+        if self.task not in TASKS:
+            raise InputError(f"head task {self.task!r} is unknown (valid: {', '.join(TASKS)})")
+        if len(self.label_names) != classes:
+            raise InputError(f"head has {classes} classes but {len(self.label_names)} label names")
+
+    def scores(self, features: Tensor) -> Tensor:
+        """Logits [B, classes] of pooled features [B, D]."""
+        return torch.nn.functional.linear((features - self.mean) / self.std, self.weight, self.bias)
+
+    def probabilities(self, features: Tensor) -> Tensor:
+        """Softmax (classification) or sigmoid (multilabel) of the scores, [B, classes]."""
+        scores = self.scores(features)
+        return scores.softmax(-1) if self.task == "classification" else scores.sigmoid()
+
+    def metadata(self) -> dict[str, Any]:
+        """What goes into the model's metadata so that :func:`load_head` can read the tensors back."""
+        return {
+            "task": self.task,
+            "label_names": list(self.label_names),
+            "head": {"level": self.level, "pool": "mean"},
+        }
+
+
+def pool_features(latents: list[Tensor], level: int) -> Tensor:
+    """Mean over groups and latents of one block's output: list of [B, G, N, D] -> [B, D].
+
+    Raises:
+        InputError: the model has no such block.
+    """
+    if not -len(latents) <= level < len(latents):
+        raise InputError(f"level {level} does not exist; this model gives levels 0 to {len(latents) - 1}")
+    return latents[level].float().mean(dim=(1, 2))
+
+
+def head_probabilities(head: Head, latents: list[Tensor]) -> Tensor:
+    """Probabilities [B, classes] from a model's latents."""
+    return head.probabilities(pool_features(latents, head.level))
+
+
+def save_head(head: Head, folder: str | Path) -> None:
+    """Write ``head.safetensors`` beside the weights; the metadata goes through ``save_pretrained``."""
+    from safetensors.torch import save
+
+    tensors = {
+        name: getattr(head, name).detach().float().contiguous().cpu() for name in ("weight", "bias", "mean", "std")
+    }
+    path = Path(folder) / HEAD_FILE
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(save(tensors))
+    temporary.replace(path)
+
+
+def load_head(folder: str | Path) -> Head | None:
+    """The head saved in a model folder, or None where there is none.
+
+    Raises:
+        InputError: tensors and metadata disagree.
+    """
+    path = Path(folder) / HEAD_FILE
+    if not path.exists():
+        return None
+    from safetensors.torch import load_file
+
+    metadata = json.loads((Path(folder) / "config.json").read_text())["metadata"]
+    if "head" not in metadata or "task" not in metadata:
+        raise InputError(f"{folder} has {HEAD_FILE}, but its config.json does not say which level and task it is for")
+    tensors = load_file(path)
+    return Head(
+        **{name: tensors[name] for name in ("weight", "bias", "mean", "std")},
+        level=int(metadata["head"]["level"]),
+        task=str(metadata["task"]),
+        label_names=tuple(metadata["label_names"]),
+    )
+
+
+def feature_scale(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation per column, float32; a constant column keeps scale 1."""
+    mean, std = features.mean(axis=0), features.std(axis=0)
+    return mean.astype(np.float32), np.where(std > 1e-6, std, 1.0).astype(np.float32)
