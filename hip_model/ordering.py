@@ -1,8 +1,8 @@
 """In which order the cells of a grid, or the points of a cloud, become a sequence of tokens.
 
 HiP's groups are runs of consecutive tokens, so the order decides what a group sees. Raster is the paper's order; the
-space-filling ones keep a group compact. Every order here is a permutation ``order`` with ``order[i]`` the raster index of
-token ``i``.
+space-filling ones keep a group compact. Every order here is a permutation ``order`` with ``order[i]`` the raster index
+of token ``i``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TOKEN_ORDERS = ("raster", "morton", "hilbert", "frame_major", "time_major", "shu
 
 
 def token_order(name: str, shape: tuple[int, ...], seed: int = 0) -> Indices:
-    """The permutation, ``[tokens]`` int64, with which ``name`` flattens an array of ``shape`` (raster index of each token).
+    """The permutation with which ``name`` flattens an array of ``shape``: raster index of each token, ``[T]`` int64.
 
-    ``raster`` and ``frame_major`` are row-major, ``time_major`` lets the first axis run fastest, ``morton`` and ``hilbert``
-    follow the curve through the enclosing power-of-two grid, ``shuffled`` is one fixed permutation per (shape, seed).
-    The array is cached and read-only.
+    ``raster`` and ``frame_major`` are row-major, ``time_major`` lets the first axis run fastest, ``morton`` and
+    ``hilbert`` follow the curve through the enclosing power-of-two grid, ``shuffled`` is one fixed permutation per
+    (shape, seed). The array is cached and read-only.
 
     Raises:
         ConfigError: an unknown name, an empty or non-positive shape, or ``kd``, which no shape can decide.
@@ -128,7 +128,7 @@ def _cached_order(name: str, shape: tuple[int, ...], seed: int) -> Indices:
 
 
 def _morton_key(coordinates: Indices, bits: list[int]) -> Indices:
-    """Interleaved bits of the coordinates ``[axes, cells]``, highest first; an axis that has run out of bits is skipped."""
+    """Interleaved bits of the coordinates ``[axes, cells]``, highest first; an axis without a bit there is skipped."""
     key = np.zeros(coordinates.shape[1], dtype=np.int64)
     for level in reversed(range(max(bits))):
         for axis, axis_bits in enumerate(bits):
@@ -138,7 +138,7 @@ def _morton_key(coordinates: Indices, bits: list[int]) -> Indices:
 
 
 def _hilbert_key(coordinates: Indices, bits: int) -> Indices:
-    """Position along the Hilbert curve of ``[axes, cells]`` coordinates below ``2**bits`` (Skilling 2004, all cells at once)."""
+    """Position on the Hilbert curve of ``[axes, cells]`` coordinates below ``2**bits`` (Skilling 2004, vectorised)."""
     axes = len(coordinates)
     state = coordinates.copy()
     for level in reversed(range(1, bits)):
