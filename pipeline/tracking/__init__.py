@@ -1,0 +1,1 @@
+"""Experiment tracking that never stops training: MLflow behind a spool on disk."""

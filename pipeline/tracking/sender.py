@@ -1,0 +1,145 @@
+"""The thread that moves records from the spool to the server, and what it does when the server is away."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from pipeline.storage import redact
+from pipeline.tracking.orphans import sweep_orphans
+from pipeline.tracking.server import Server
+from pipeline.tracking.spool import Record, Segment, left_behind, now_ms
+from pipeline.tracking.system import sample
+
+logger = logging.getLogger(__name__)
+
+FLUSH_SECONDS = 2.0
+_LONGEST_PAUSE_SECONDS = 30.0
+_SAMPLE_SECONDS = 15.0
+
+
+class Sender(threading.Thread):
+    """Sends one segment, and first what dead processes left for the same run; never raises into the caller."""
+
+    def __init__(self, segment: Segment, root: Path, connect: Callable[[], Server], system_metrics: bool) -> None:
+        super().__init__(name="hip-tracking", daemon=True)
+        self.run_id: str | None = None
+        self.dropped = 0
+        self.last_error: str | None = None
+        self._segment = segment
+        self._root = root
+        self._connect = connect
+        self._system_metrics = system_metrics
+        self._server: Server | None = None
+        self._caught_up = False
+        self._wake = threading.Event()
+        self._closing = False
+        self._pause_seconds = FLUSH_SECONDS
+        self._opened_at = self._sampled_at = time.monotonic()
+        self._turn = threading.Condition()
+        self._turns_started = self._turns_done = 0
+
+    def run(self) -> None:
+        """Take turns until closed; the last turn comes after the last record."""
+        while True:
+            closing = self._closing
+            with self._turn:
+                self._turns_started += 1
+            self._take_turn(closing)
+            with self._turn:
+                self._turns_done += 1
+                self._turn.notify_all()
+            if closing:
+                return
+            self._wake.wait(self._pause_seconds)
+            self._wake.clear()
+
+    def wait_for_first_turn(self, timeout_seconds: float) -> None:
+        """Wait until the server was tried once."""
+        with self._turn:
+            self._turn.wait_for(lambda: self._turns_done > 0, timeout_seconds)
+
+    def wait_for_turn(self, timeout_seconds: float) -> bool:
+        """Wait until everything recorded before this call was tried once; false when that took too long."""
+        with self._turn:
+            wanted = self._turns_started + 1
+            self._wake.set()
+            return self._turn.wait_for(lambda: self._turns_done >= wanted, timeout_seconds)
+
+    def close(self, timeout_seconds: float) -> bool:
+        """Send the rest and stop; false when records are left in the spool."""
+        self._closing = True
+        self._wake.set()
+        self.join(timeout_seconds)
+        return not self.is_alive() and self.last_error is None
+
+    def _take_turn(self, closing: bool) -> None:
+        try:
+            self._sample_system()
+            if self._server is None:
+                self._server = self._connect()
+            if self.run_id is None:
+                self._open_run(self._server)
+            self._send(self._server, self._segment, self.run_id)
+            self.last_error, self._pause_seconds = None, FLUSH_SECONDS
+            if not self._caught_up and not closing:
+                self._caught_up = True
+                self._tidy(self._server)
+        except Exception as error:
+            self._note_outage(error)
+
+    def _open_run(self, server: Server) -> None:
+        opened = self._segment.first()
+        assert opened is not None, "open_run writes the first record before the thread starts"
+        for segment in left_behind(self._root):
+            first = segment.first()
+            if first is not None and first["key"] == opened["key"]:
+                self._replay(server, segment, first)
+            else:
+                segment.close(remove=first is None)
+        self.run_id = server.ensure_run(opened)
+
+    def _tidy(self, server: Server) -> None:
+        """Send what other runs' dead processes left, then close the runs that nobody will close."""
+        for segment in left_behind(self._root):
+            first = segment.first()
+            if first is None:
+                segment.close(remove=True)
+            else:
+                self._replay(server, segment, first)
+        sweep_orphans(server)
+
+    def _replay(self, server: Server, segment: Segment, opened: Record) -> None:
+        try:
+            self._send(server, segment, server.ensure_run(opened))
+        except BaseException:
+            segment.close(remove=False)
+            raise
+        segment.close(remove=True)
+        logger.info("replayed what run %s could not send to the tracking server", opened["name"])
+
+    def _send(self, server: Server, segment: Segment, run_id: str | None) -> None:
+        assert run_id is not None
+        while True:
+            records, position = segment.pending()
+            if position == segment.sent_bytes:
+                return
+            self.dropped += server.store(run_id, records, segment.artifact)
+            segment.mark_sent(position)
+
+    def _sample_system(self) -> None:
+        now = time.monotonic()
+        if self._system_metrics and now - self._sampled_at >= _SAMPLE_SECONDS:
+            self._sampled_at = now
+            step = int(now - self._opened_at)
+            self._segment.append({"kind": "metrics", "ms": now_ms(), "step": step, "values": sample()})
+
+    def _note_outage(self, error: Exception) -> None:
+        message = redact(f"{type(error).__name__}: {error}").splitlines()[0]
+        if self.last_error is None:
+            logger.warning("tracking server cannot be reached, keeping records on disk (%s)", message)
+        self.last_error = message
+        self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
