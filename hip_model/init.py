@@ -1,0 +1,61 @@
+"""Initial values: truncated normals scaled by fan-in, as in the original release."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+# Standard deviation of a standard normal restricted to [-2, 2].
+TRUNCATED_STD = 0.87962566103423978
+
+
+def init_by_fan_in(weight: Tensor, fan_in: int) -> None:
+    """Fill with a normal cut at two deviations, rescaled to standard deviation ``sqrt(1 / fan_in)``."""
+    scale = math.sqrt(1.0 / fan_in) / TRUNCATED_STD
+    with torch.no_grad():
+        nn.init.trunc_normal_(weight, std=scale, a=-2 * scale, b=2 * scale)
+
+
+class Linear(nn.Linear):
+    """``nn.Linear`` with this package's initial values, and the way back through its weight."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, bias: bool = True, zero: bool = False) -> None:
+        self._zero = zero
+        super().__init__(in_channels, out_channels, bias=bias)
+
+    def reset_parameters(self) -> None:
+        if self._zero:
+            nn.init.zeros_(self.weight)
+        else:
+            init_by_fan_in(self.weight, self.in_features)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Tensor, *, transposed: bool = False) -> Tensor:
+        """``[..., in] -> [..., out]``; ``transposed``: ``[..., out] -> [..., in]`` through the same weight, without bias.
+
+        The transposed map lives here so that sharded training, which gathers a weight for its own module's forward, sees it.
+        """
+        if not transposed:
+            return super().forward(x)
+        result = x @ self.weight.to(x.dtype)
+        # The bias has no part in it; zero times its sum keeps a (zero) gradient for every parameter.
+        return result if self.bias is None else result + self.bias.sum().to(x.dtype) * 0.0
+
+
+class Table(nn.Module):
+    """Learned rows ``[rows, channels]``; the deviation of the initial values falls with the number of rows."""
+
+    def __init__(self, rows: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, channels))
+        init_by_fan_in(self.weight, rows)
+
+    def forward(self, rows: Tensor | None = None) -> Tensor:
+        """The whole table, or ``rows`` (integers of any shape): ``[*rows.shape, channels]``."""
+        if rows is None:
+            return self.weight.view_as(self.weight)
+        # embedding sorts its indices in the backward pass: the same sum in the same order, on any device.
+        return nn.functional.embedding(rows, self.weight)

@@ -1,0 +1,92 @@
+"""Perceiver IO (arXiv 2107.14795) as the HiP paper compares against it: all tokens into one set of latents."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from hip_model.attention import CrossAttention, Keys
+from hip_model.blocks import Block
+from hip_model.config import PerceiverIOConfig
+from hip_model.grouping import plan_single_group
+from hip_model.modality import Modality
+from hip_model.selection import TokenSelection
+from hip_model.tokens import ModelOutput, TokenModel, query_parts, selected_keys
+
+
+class PerceiverIO(TokenModel):
+    """One block over the tokens of all modalities, joined in order, and a head that answers position queries.
+
+    Raises:
+        ConfigError: modalities and config do not fit together.
+    """
+
+    def __init__(self, config: PerceiverIOConfig, modalities: Sequence[Modality]) -> None:
+        super().__init__(config, modalities, plan_single_group(modalities))
+        self.config = config
+        train_latents, latents = config.latent_counts
+        self.block = Block(
+            num_groups=1,
+            num_latents=latents,
+            train_latents=train_latents,
+            channels=config.num_channels,
+            input_channels=config.embedding_channels,
+            layers=config.num_self_attention_layers,
+            cross_heads=config.num_cross_attention_heads,
+            self_heads=config.num_self_attention_heads,
+            cross_widening=config.cross_attention_widening,
+            self_widening=config.self_attention_widening,
+            dropout=config.dropout,
+            drop_path=config.drop_path,
+        )
+        self.head = CrossAttention(config.embedding_channels, config.num_channels, 1, 1, residual=False)
+
+    def forward(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> ModelOutput:
+        """As ``HiP.forward``; for a selection each modality counts as one group of all its tokens.
+
+        Raises:
+            InputError: inputs that do not fit the modalities.
+        """
+        codes = self._codes(selection)
+        latents = self._latents(inputs, codes, selection)
+        queries = query_parts(self, selection, codes)
+        reconstruction = {}
+        for name, part in queries.items():
+            answers = self.unembed[name](self.head(part, [Keys(latents)]))
+            reconstruction[name] = answers.flatten(1, 2)
+        return ModelOutput(reconstruction, [latents])
+
+    def encode(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> list[Tensor]:
+        """The block's output ``[B, 1, N, D]``, in a list as HiP's are."""
+        return [self._latents(inputs, self._codes(selection), selection)]
+
+    def _codes(self, selection: TokenSelection | None) -> dict[str, Tensor]:
+        return {} if selection is not None else {m.name: self.position_code(m.name) for m in self.modalities}
+
+    def _latents(
+        self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None
+    ) -> Tensor:
+        self.check_inputs(inputs)
+        if selection is None:
+            tokens = self.full_tokens(inputs, codes)
+            keys = Keys(torch.cat([tokens[m.name] for m in self.modalities], dim=1).unsqueeze(1))
+        else:
+            keys = self._selected_keys(inputs, selection)
+        if self.config.activation_checkpointing == "none" or not self.training:
+            return self.block([keys])
+        return checkpoint(self.block, [keys], use_reentrant=False)
+
+    def _selected_keys(self, inputs: Mapping[str, Tensor], selection: TokenSelection) -> Keys:
+        parts = []
+        for part in self.group_plan().modalities:
+            visible, empty = self.selected_tokens(part.name, inputs[part.name], selection.visible[part.name])
+            parts.append(selected_keys(visible, empty, part, True, selection.has_empty_slots))
+        values = torch.cat([part.values for part in parts], dim=2)
+        if not selection.has_empty_slots:
+            return Keys(values)
+        batch = max(part.bias.shape[0] for part in parts if part.bias is not None)
+        bias = torch.cat([part.bias.expand(batch, -1, -1, -1) for part in parts if part.bias is not None], dim=-1)
+        return Keys(values, bias)
