@@ -28,8 +28,8 @@ def fourier_features(
     """Fourier features ``[tokens, channels]`` (float32) of every cell of a grid, in the given token order.
 
     Each axis runs from -1 to 1; its frequencies are ``num_bands`` equal steps from 1 to half of ``max_resolution``
-    (default: the shape itself). Channels are the coordinates, then all sines, then all cosines, axes slowest (Perceiver,
-    arXiv 2103.03206, section 3.2). Works for 1-D, 2-D, 3-D and space-time alike.
+    (default: the shape itself). Channels are the coordinates, then all sines, then all cosines, axes slowest
+    (Perceiver, arXiv 2103.03206, section 3.2). Works for 1-D, 2-D, 3-D and space-time alike.
 
     Raises:
         ConfigError: fewer than 1 band, or a ``max_resolution`` with another number of axes.
@@ -58,11 +58,11 @@ def resize_position_table(
     """A learned position table ``[old tokens, E]`` interpolated along its original axes to ``[new tokens, E]``.
 
     What this is worth: a warm start, no more. HiP's paper never runs a table at another resolution, and HiP's groups
-    are runs of tokens, so at another size a group covers another part of the input than the one its latents were trained
-    for. The scale of a fresh table falls with its length (standard deviation ``1 / sqrt(tokens)``) and is deliberately
-    not corrected: a trained table's values are what the rest of the model was trained with. Linear interpolation
-    smooths, so an untrained table comes out with a smaller spread than it went in with. Expect to train further, and
-    compare with a fresh table before relying on it.
+    are runs of tokens, so at another size a group covers another part of the input than the one its latents were
+    trained for. The scale of a fresh table falls with its length (standard deviation ``1 / sqrt(tokens)``) and is
+    deliberately not corrected: a trained table's values are what the rest of the model was trained with. Linear
+    interpolation smooths, so an untrained table comes out with a smaller spread than it went in with. Expect to train
+    further, and compare with a fresh table before relying on it.
 
     Raises:
         InputError: a table of another length than ``old_shape``, shapes with different numbers of axes or more than 3.

@@ -21,8 +21,8 @@ class Normalisation:
     """``normalised = (raw - mean) / std`` per channel, in the units the shards store.
 
     ``raw_dtype`` is how raw values are stored. With a float type, float inputs are raw and get normalised too;
-    otherwise (None or an integer type) float inputs are taken as normalised already. ``peak`` is the raw peak-to-peak range that
-    PSNR refers to (default by ``raw_dtype``, see ``RAW_PEAKS``; 1.0 where that is unknown).
+    otherwise (None or an integer type) float inputs are taken as normalised already. ``peak`` is the raw peak-to-peak
+    range that PSNR refers to (default by ``raw_dtype``, see ``RAW_PEAKS``; 1.0 where that is unknown).
 
     Raises:
         ConfigError: mean and std of different lengths, or a std or peak that is not above 0.

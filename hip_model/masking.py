@@ -1,0 +1,231 @@
+"""Which tokens a masked autoencoder sees: a pure function of (seed, epoch, example id), not of batch or worker.
+
+Masked tokens are dropped from the input and their positions are asked back. HiP draws one pattern per example and uses
+it in all groups, so every group keeps the same number of tokens. All randomness is an integer hash of the example's seed
+and the token's position (hip_model.random_bits): no generator state, the same on every device.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hip_model.errors import ConfigError, InputError
+from hip_model.grouping import GroupPlan, ModalityGroups
+from hip_model.modality import Modality
+from hip_model.ordering import token_order
+from hip_model.random_bits import as_int64, mix, random_bits, unit_interval
+from hip_model.selection import EMPTY_SLOT, TokenSelection
+
+MASK_POLICIES = ("group_uniform", "independent", "tube", "modality", "attention")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How tokens are hidden.
+
+    Policies: ``group_uniform``, one random in-group pattern for all groups of an example (the paper's);
+    ``independent``, a pattern per group; ``tube``, one spatial pattern for all frames of every modality shaped
+    (frames, height, width), the others as group_uniform; ``modality``, one modality of each example hidden whole, the
+    others as group_uniform; ``attention``, the tokens that the model's own first cross-attention looks at most, with
+    Gumbel noise (SMA, arXiv 2402.14789).
+
+    Raises:
+        ConfigError: an unknown policy, or a ratio outside (0, 1), or outside [0, 1] for a single modality.
+    """
+
+    policy: str = "group_uniform"
+    ratio: float = 0.85
+    """Share of tokens hidden."""
+    per_modality: Mapping[str, float] = field(default_factory=dict)
+    """Ratios of single modalities; 1 hides all of it (a label to predict), 0 none."""
+
+    def __post_init__(self) -> None:
+        if self.policy not in MASK_POLICIES:
+            raise ConfigError(f"mask policy {self.policy!r} is unknown; choose one of {', '.join(MASK_POLICIES)}")
+        if not 0 < self.ratio < 1:
+            raise ConfigError(f"mask ratio must be above 0 and below 1, got {self.ratio}; the paper's is about 0.85")
+        for name, ratio in self.per_modality.items():
+            if not 0 <= ratio <= 1:
+                raise ConfigError(f"mask ratio of modality {name!r} must be within 0 and 1, got {ratio}")
+
+    def ratio_of(self, name: str) -> float:
+        """The mask ratio in force for one modality."""
+        return float(self.per_modality.get(name, self.ratio))
+
+    def visible_tokens(self, name: str, group_tokens: int) -> int:
+        """Tokens of a group that stay visible: ``round((1 - ratio) * group_tokens)``, at least 1 but for ratio 1."""
+        ratio = self.ratio_of(name)
+        return 0 if ratio == 1 else max(1, round((1 - ratio) * group_tokens))
+
+
+def mask_seeds(seed: int, epochs: Tensor, example_ids: Tensor) -> Tensor:
+    """One int64 seed per example, ``[B]``, from the run's seed, the epochs ``[B]`` and the example ids ``[B]``."""
+    start = torch.full_like(example_ids, as_int64(seed), dtype=torch.int64)
+    return mix(mix(mix(start) ^ epochs.to(torch.int64)) ^ example_ids.to(torch.int64))
+
+
+def sample_selection(
+    config: MaskConfig,
+    modalities: Sequence[Modality],
+    plan: GroupPlan,
+    seeds: Tensor,
+    query_all: bool = False,
+    present: Mapping[str, Tensor] | None = None,
+    scores: Mapping[str, Tensor] | None = None,
+) -> TokenSelection:
+    """Draw visible and queried tokens for each example's seed ``[B]`` (int64; see :func:`mask_seeds`).
+
+    Queries are the masked tokens, or every token with ``query_all``. Where ``present[name]`` (bool ``[B]``) is false,
+    the modality's slots are all empty. ``scores[name]`` (``[B, groups or 1, group_tokens]``, not negative) is the
+    attention each token received, for policy ``attention`` only. Slot counts are static, but for ``tube``, where they
+    follow the draw.
+
+    Raises:
+        ConfigError: a ratio for a modality that does not exist, or policy ``tube`` without any video-shaped modality.
+        InputError: policy ``attention`` without scores for a modality.
+    """
+    names = [modality.name for modality in modalities]
+    unknown = sorted(set(config.per_modality) - set(names))
+    if unknown:
+        raise ConfigError(f"mask ratios name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
+    if config.policy == "tube" and not any(_is_video(modality) for modality in modalities):
+        raise ConfigError("mask policy 'tube' needs a modality with shape (frames, height, width); use 'group_uniform'")
+    hidden = _hidden_modality(config, names, seeds, present) if config.policy == "modality" else {}
+    visible, queries = {}, {}
+    for modality in modalities:
+        name, groups = modality.name, plan[modality.name]
+        seen, asked = _draw(config, modality, groups, seeds, scores)
+        if name in hidden:
+            seen, asked = _hide(seen, asked, hidden[name], groups.group_tokens)
+        if query_all:
+            asked = torch.arange(groups.group_tokens, device=seeds.device).expand(1, 1, -1)
+        here = None if present is None else present.get(name)
+        visible[name] = _restrict(seen, groups, here)
+        queries[name] = _restrict(asked, groups, here)
+    is_full = config.policy in ("group_uniform", "independent", "attention") and present is None
+    is_full = is_full and all(_has_full_slots(config, plan[name]) for name in names)
+    return TokenSelection(visible, queries, has_empty_slots=not is_full)
+
+
+def _has_full_slots(config: MaskConfig, groups: ModalityGroups) -> bool:
+    """Whether every group of a modality has the same tokens to draw from and something on both sides of the draw."""
+    return groups.final_padding == 0 and groups.group_tokens > 1 and 0 < config.ratio_of(groups.name) < 1
+
+
+def _draw(
+    config: MaskConfig, modality: Modality, groups: ModalityGroups, seeds: Tensor, scores: Mapping[str, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """Visible and masked positions ``[B, groups or 1, slots]`` of one modality, padding not yet removed."""
+    base = mix(seeds.to(torch.int64) ^ zlib.crc32(modality.name.encode()))
+    ratio, length = config.ratio_of(modality.name), groups.group_tokens
+    count = config.visible_tokens(modality.name, length)
+    if config.policy == "tube" and _is_video(modality) and 0 < ratio < 1:
+        return _draw_tube(modality, groups, ratio, base)
+    if config.policy == "attention" and 0 < ratio < 1:
+        return _split(_attention_keys(modality, groups, base, scores), count)
+    patterns = groups.groups if config.policy == "independent" else 1
+    bits = random_bits(base, patterns * length).reshape(-1, patterns, length)
+    if length == 1 and 0 < ratio < 1:
+        return _draw_single(bits, ratio)
+    return _split(bits, count)
+
+
+def _split(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` positions with the smallest keys on the last axis, and the others, each ascending."""
+    order = keys.argsort(dim=-1, stable=True)
+    parts = order[..., :count], order[..., count:]
+    kept, left = (part.sort(dim=-1).values if part.shape[-1] else _empty_slots(order) for part in parts)
+    return kept, left
+
+
+def _draw_single(bits: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """A group of a single token cannot keep a share of it: it is hidden whole, with probability ``ratio``."""
+    is_hidden = unit_interval(bits) < ratio
+    return torch.where(is_hidden, EMPTY_SLOT, 0), torch.where(is_hidden, 0, EMPTY_SLOT)
+
+
+def _draw_tube(modality: Modality, groups: ModalityGroups, ratio: float, base: Tensor) -> tuple[Tensor, Tensor]:
+    """One spatial pattern for all frames; a group's counts depend on where it lies, so slots are cut to the longest."""
+    assert modality.shape is not None
+    cells = modality.shape[1] * modality.shape[2]
+    kept, _ = _split(random_bits(base, cells), max(1, round((1 - ratio) * cells)))
+    is_kept = torch.zeros(len(base), cells, dtype=torch.bool, device=base.device).scatter_(1, kept, True)
+    order = torch.from_numpy(token_order(modality.token_order, modality.shape) % cells).to(base.device)
+    is_visible = is_kept[:, order]
+    padding = (0, groups.final_padding)
+    grouped = (len(base), groups.groups, groups.group_tokens)
+    seen = torch.nn.functional.pad(is_visible, padding).reshape(grouped)
+    masked = torch.nn.functional.pad(~is_visible, padding).reshape(grouped)
+    return _pack(seen), _pack(masked)
+
+
+def _pack(flags: Tensor) -> Tensor:
+    """Positions of the true flags ``[B, G, L]``, ascending, then ``EMPTY_SLOT``, up to the fullest group's count."""
+    length = flags.shape[-1]
+    slots = max(1, int(flags.sum(dim=-1).max()))
+    positions = torch.where(flags, torch.arange(length, device=flags.device), length).sort(dim=-1).values[..., :slots]
+    return torch.where(positions == length, EMPTY_SLOT, positions)
+
+
+def _attention_keys(
+    modality: Modality, groups: ModalityGroups, base: Tensor, scores: Mapping[str, Tensor] | None
+) -> Tensor:
+    """Log-scores with Gumbel noise: the largest are masked. Padding counts as most looked at, so it is never chosen."""
+    if scores is None or modality.name not in scores:
+        raise InputError(f"mask policy 'attention' needs attention scores for modality {modality.name!r}")
+    score = scores[modality.name].double()
+    bits = random_bits(base, score.shape[1] * score.shape[2]).reshape(len(base), *score.shape[1:])
+    gumbel = -torch.log(-torch.log(unit_interval(bits)))
+    keys = score.clamp_min(1e-30).log() + gumbel
+    limits = _limits(groups, base.device)
+    padded = torch.arange(groups.group_tokens, device=base.device) >= limits[:, None]
+    return keys.masked_fill(padded[: score.shape[1]], torch.inf)
+
+
+def _hidden_modality(
+    config: MaskConfig, names: Sequence[str], seeds: Tensor, present: Mapping[str, Tensor] | None
+) -> dict[str, Tensor]:
+    """Per modality, whether it is the one hidden whole ``[B]``; none is where fewer than two could be seen."""
+    candidates = [name for name in names if config.ratio_of(name) < 1]
+    bits = random_bits(mix(seeds.to(torch.int64)), len(candidates)) >> 1 & 0x3FFFFFFFFFFFFFFF
+    everywhere = torch.ones_like(seeds, dtype=torch.bool)
+    here = torch.stack([everywhere if present is None else present.get(name, everywhere) for name in candidates], dim=1)
+    chosen = torch.where(here, bits, -1).argmax(dim=1)
+    enough = here.sum(dim=1) > 1
+    return {name: (chosen == index) & enough for index, name in enumerate(candidates)}
+
+
+def _hide(seen: Tensor, asked: Tensor, hidden: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Where ``hidden`` ``[B]``, nothing is visible and every one of the ``length`` positions is masked."""
+    where = hidden[:, None, None]
+    asked = torch.nn.functional.pad(asked, (0, length - asked.shape[-1]), value=EMPTY_SLOT)
+    everything = torch.arange(length, device=seen.device)
+    return torch.where(where, EMPTY_SLOT, seen), torch.where(where, everything, asked)
+
+
+def _restrict(index: Tensor, groups: ModalityGroups, present: Tensor | None) -> Tensor:
+    """Empty the slots that point at final padding, and all slots of examples that lack the modality."""
+    if groups.final_padding:
+        index = torch.where(index < _limits(groups, index.device)[:, None], index, EMPTY_SLOT)
+    if present is not None:
+        index = torch.where(present.to(index.device)[:, None, None], index, EMPTY_SLOT)
+    return index
+
+
+def _limits(groups: ModalityGroups, device: torch.device) -> Tensor:
+    """Real tokens in each of the modality's groups, ``[groups]``."""
+    starts = torch.arange(groups.groups, device=device) * groups.group_tokens
+    return (groups.num_tokens - starts).clamp(0, groups.group_tokens)
+
+
+def _empty_slots(like: Tensor) -> Tensor:
+    return like.new_full((*like.shape[:-1], 1), EMPTY_SLOT)
+
+
+def _is_video(modality: Modality) -> bool:
+    return modality.shape is not None and len(modality.shape) == 3
