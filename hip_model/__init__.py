@@ -1,5 +1,6 @@
 """Hierarchical Perceiver and its relatives in PyTorch: models, masked autoencoding, task heads, export."""
 
+from hip_model.class_bottleneck import ClassBottleneckHiP
 from hip_model.config import HiPConfig, PerceiverIOConfig
 from hip_model.errors import ConfigError, InputError
 from hip_model.hip import HiP
@@ -10,6 +11,7 @@ from hip_model.tokens import ModelOutput
 from hip_model.variants import available_models, build_model
 
 __all__ = [
+    "ClassBottleneckHiP",
     "ConfigError",
     "HiP",
     "HiPConfig",

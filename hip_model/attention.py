@@ -137,12 +137,16 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bia
         # Groups stand in the head axis: no transposes.
         result = scaled_dot_product_attention(query, key, value, attn_mask=mask)
     else:
-        split = [part.reshape(batch * groups, part.shape[2], heads, -1).transpose(1, 2) for part in (query, key, value)]
+        query, key, value = (_split_heads(part, heads) for part in (query, key, value))
         if mask is not None:
             mask = mask.expand(batch, groups, -1, -1).flatten(0, 1).unsqueeze(1)
-        result = scaled_dot_product_attention(*split, attn_mask=mask)
+        result = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         result = result.transpose(1, 2).reshape(batch, groups, query.shape[2], -1)
     return result if bias is None else result * any_key(bias).to(result.dtype)
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2], heads, -1).transpose(1, 2)
 
 
 def any_key(bias: Tensor) -> Tensor:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
 from hip_model.attention import CrossAttention, Keys
@@ -65,14 +67,18 @@ class HiP(TokenModel):
             keys.append(selected_keys(visible, empty, part, hide, selection.has_empty_slots))
         return keys
 
-    def _levels(self, keys: Sequence[Keys], num_blocks: int) -> list[Tensor]:
-        """Outputs of the first ``num_blocks`` blocks; decoder blocks add the output of their mirror in the encoder."""
+    def _levels(self, keys: Sequence[Keys], num_blocks: int, labels: Keys | None = None) -> list[Tensor]:
+        """Outputs of the first ``num_blocks`` blocks; decoder blocks add the output of their mirror in the encoder.
+
+        ``labels [B, 1, t, D]`` join what the processor attends to.
+        """
         outputs: list[Tensor] = []
         last = len(self.blocks) - 1
         for index in range(num_blocks):
             if index > 0:
                 below = regroup(outputs[-1], self.config.num_groups[index], self.config.regroup)
-                keys = [Keys(below)]
+                at_processor = index == self.config.processor
+                keys = [_join(below, labels) if labels is not None and at_processor else Keys(below)]
             skip = outputs[last - index] if index > self.config.processor else None
             outputs.append(self._run_block(self.blocks[index], keys, skip))
         return outputs
@@ -92,6 +98,13 @@ class HiP(TokenModel):
             answers = self.unembed[part.name](self.head(queries[part.name], [Keys(source)]))
             result[part.name] = ungroup(answers, part) if selection is None else answers.flatten(1, 2)
         return result
+
+
+def _join(below: Tensor, labels: Keys) -> Keys:
+    values = torch.cat([below, labels.values], dim=2)
+    if labels.bias is None:
+        return Keys(values)
+    return Keys(values, pad(labels.bias, (below.shape[2], 0)))
 
 
 def _block(config: HiPConfig, index: int) -> Block:

@@ -64,25 +64,14 @@ class TokenModel(nn.Module):
         index = [modality.name for modality in self.modalities].index(name)
         return self.position_projections[index](code)
 
-    def check_inputs(self, inputs: Mapping[str, Tensor]) -> int:
-        """The batch size. Raises InputError for a modality, length, channel count, dtype, device or value that does not fit.
-
-        NaN is looked for on CPU and outside compiled graphs only, where looking is cheap and stalls nothing.
-        """
-        expected = [modality.name for modality in self.modalities]
-        if set(inputs) != set(expected):
-            raise InputError(f"inputs are {sorted(inputs)}, this model takes {sorted(expected)}")
-        batches = {name: inputs[name].shape[0] for name in expected if inputs[name].dim() > 0}
-        if len(set(batches.values())) > 1:
-            raise InputError(f"all modalities need the same batch size, got {batches}")
-        for modality in self.modalities:
-            _check_input(modality, inputs[modality.name], self.embed[modality.name].weight.device)
-        return batches[expected[0]]
+    def check_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Raise InputError for inputs that do not fit the modalities."""
+        check_inputs(inputs, self.modalities, next(iter(self.unembed.parameters())).device)
 
     def embed_tokens(self, name: str, values: Tensor) -> Tensor:
         """``[..., C] -> [..., E]``, without positions."""
-        embed = self.embed[name]
-        return embed(values.to(embed.weight.dtype))
+        embed: nn.Module = self.embed[name]
+        return embed(values.to(next(embed.parameters()).dtype))
 
     def full_tokens(self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """All tokens with their positions: ``[B, T, E]`` per modality."""
@@ -139,11 +128,11 @@ def selected_keys(tokens: Tensor, empty: Tensor, groups: ModalityGroups, mask_pa
     """Visible tokens ``[B, g, v, E]`` as keys: empty slots hidden, all padding of a group as one key with ``+ log n``."""
     padded = not mask_padding and groups.group_padding + groups.final_padding > 0
     if not padded:
-        return Keys(tokens, _hide(empty) if has_empty else None)
+        return Keys(tokens, hidden_scores(empty) if has_empty else None)
     slots = groups.group_tokens + groups.group_padding
     weights = [_log(slots - groups.tokens_in_group(group)) for group in range(groups.groups)]
     pads = torch.tensor(weights, device=tokens.device).view(1, -1, 1, 1).expand(empty.shape[0], -1, -1, -1)
-    return Keys(pad(tokens, (0, 0, 0, 1)), torch.cat([_hide(empty), pads], dim=-1))
+    return Keys(pad(tokens, (0, 0, 0, 1)), torch.cat([hidden_scores(empty), pads], dim=-1))
 
 
 def grouped_queries(code: Tensor, groups: ModalityGroups) -> Tensor:
@@ -165,24 +154,43 @@ def query_parts(model: TokenModel, selection: TokenSelection | None, codes: Mapp
     return {m.name: model.selected_queries(m.name, selection.queries[m.name]) for m in model.modalities}
 
 
-def _hide(empty: Tensor) -> Tensor:
+def hidden_scores(empty: Tensor) -> Tensor:
+    """``[B, g, v]`` empty slots as the bias of keys ``[B, g, 1, v]``."""
     scores = torch.zeros(empty.shape, device=empty.device)
     return scores.masked_fill(empty, HIDDEN_SCORE).unsqueeze(2)
 
 
 def _hide_final_padding(groups: ModalityGroups, device: torch.device) -> Tensor:
     slot = torch.arange(groups.groups * groups.group_tokens, device=device)
-    return _hide((slot >= groups.num_tokens).view(1, groups.groups, groups.group_tokens))
+    return hidden_scores((slot >= groups.num_tokens).view(1, groups.groups, groups.group_tokens))
 
 
 def _log(count: int) -> float:
     return math.log(count) if count else HIDDEN_SCORE
 
 
-def _check_input(modality: Modality, values: Tensor, device: torch.device) -> None:
+def check_inputs(inputs: Mapping[str, Tensor], modalities: Sequence[Modality], device: torch.device) -> None:
+    """Raise InputError for a modality, length, channel count, batch, dtype, device or value that does not fit.
+
+    NaN is looked for on CPU and outside compiled graphs only, where looking is cheap and stalls nothing.
+    """
+    expected = [modality.name for modality in modalities]
+    if set(inputs) != set(expected):
+        raise InputError(f"inputs are {sorted(inputs)}, this model takes {sorted(expected)}")
+    for modality in modalities:
+        _check_layout(modality, inputs[modality.name], device)
+    batches = {name: inputs[name].shape[0] for name in expected}
+    if len(set(batches.values())) > 1:
+        raise InputError(f"all modalities need the same batch size, got {batches}")
+    if device.type == "cpu" and not torch.compiler.is_compiling():
+        for modality in modalities:
+            _check_values(modality.name, inputs[modality.name])
+
+
+def _check_layout(modality: Modality, values: Tensor, device: torch.device) -> None:
     name = modality.name
-    wanted = f"[batch, {modality.num_tokens}, {modality.num_channels}]"
     if values.dim() != 3 or values.shape[1:] != (modality.num_tokens, modality.num_channels):
+        wanted = f"[batch, {modality.num_tokens}, {modality.num_channels}]"
         raise InputError(f"modality {name!r} has shape {list(values.shape)}, this model takes {wanted}")
     if not values.dtype.is_floating_point:
         raise InputError(
@@ -190,8 +198,9 @@ def _check_input(modality: Modality, values: Tensor, device: torch.device) -> No
         )
     if values.device.type != device.type:
         raise InputError(f"modality {name!r} is on {values.device}, the model on {device}; move one of them")
-    if values.device.type == "cpu" and not torch.compiler.is_compiling() and not torch.isfinite(values.sum()):
-        if count := int(torch.isnan(values).sum()):
-            raise InputError(
-                f"modality {name!r} has {count} NaN of {values.numel()} values; replace or drop them first"
-            )
+
+
+def _check_values(name: str, values: Tensor) -> None:
+    # One NaN makes the sum NaN: the exact look is only taken where something is there to be found.
+    if not torch.isfinite(values.sum()) and (count := int(torch.isnan(values).sum())):
+        raise InputError(f"modality {name!r} has {count} NaN of {values.numel()} values; replace or drop them first")
