@@ -1,0 +1,1 @@
+"""From shards to batches: a deterministic order, and threads that read ahead."""

@@ -1,0 +1,1 @@
+"""Token shards: raw integer tokens on disk, checked row by row when they are read."""

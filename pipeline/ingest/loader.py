@@ -1,0 +1,167 @@
+"""Batches for one worker, read ahead by background threads; its whole state is one integer."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from types import TracebackType
+
+import torch
+
+from pipeline.errors import UserError
+from pipeline.ingest.options import IngestOptions
+from pipeline.ingest.order import ExampleOrder, rank_slice
+from pipeline.shards.reader import ShardReader
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """This worker's slice of one global batch, ``b`` examples.
+
+    ``inputs`` are raw ``[b, tokens, channels]`` (zeros where ``present`` ``[b]`` is False). ``examples_consumed`` is
+    the position in the stream after the global batch: the state to save. ``wait_seconds`` is how long the caller was
+    blocked.
+    """
+
+    inputs: dict[str, torch.Tensor]
+    present: dict[str, torch.Tensor]
+    example_ids: torch.Tensor
+    epochs: torch.Tensor
+    labels: list[tuple[int, ...]]
+    sources: list[str]
+    examples_consumed: int
+    wait_seconds: float
+
+
+@dataclass(frozen=True)
+class _Slice:
+    """Stream positions of one worker's batch."""
+
+    start: int
+    count: int
+    examples_consumed: int
+
+
+class BatchLoader:
+    """Iterates the global batches of ``order`` from position ``start_examples``, endlessly or up to ``end_examples``.
+
+    Rank ``r`` of ``world_size`` gets a contiguous slice of each global batch; slices may differ by one example, so
+    any number of workers reads the same global batches. With ``end_examples`` the last global batch is short, and a
+    rank's slice of it may be empty. Memory: ``options.prefetch_batches + 1`` slices, beside the one in the caller's
+    hands. An error in a thread is raised by the ``next`` that would have returned its batch. Close it, or use it as
+    a context manager.
+
+    Raises:
+        UserError: fewer examples in a global batch than workers, or a position that is not one.
+    """
+
+    def __init__(
+        self,
+        reader: ShardReader,
+        order: ExampleOrder,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        start_examples: int = 0,
+        end_examples: int | None = None,
+        options: IngestOptions | None = None,
+        pin_memory: bool = False,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise UserError(f"rank {rank} is not one of {world_size} workers")
+        if global_batch_size < world_size:
+            raise UserError(
+                f"batch.global_size={global_batch_size} is smaller than the {world_size} workers; "
+                f"use at least {world_size}, or fewer workers"
+            )
+        if start_examples < 0:
+            raise UserError(f"start_examples={start_examples} must be 0 or more")
+        self._reader = reader
+        self._order = order
+        self._pin_memory = pin_memory
+        self._slices = _slices(global_batch_size, rank, world_size, start_examples, end_examples)
+        self._options = options or IngestOptions()
+        self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="ingest")
+        self._pending: deque[Future[LoadedBatch]] = deque()
+        self._closed = False
+        self.examples_consumed = start_examples
+        self.total_wait_seconds = 0.0
+
+    def __iter__(self) -> BatchLoader:
+        return self
+
+    def __next__(self) -> LoadedBatch:
+        if self._closed:
+            raise StopIteration
+        self._fill()
+        if not self._pending:
+            raise StopIteration
+        began = time.perf_counter()
+        try:
+            batch = self._pending.popleft().result()
+        except BaseException:
+            self.close()
+            raise
+        waited = time.perf_counter() - began
+        self._fill()
+        self.total_wait_seconds += waited
+        self.examples_consumed = batch.examples_consumed
+        return replace(batch, wait_seconds=waited)
+
+    def close(self) -> None:
+        """Stop the threads; returns when none of them is running."""
+        self._closed = True
+        for future in self._pending:
+            future.cancel()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._pending.clear()
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        while len(self._pending) <= self._options.prefetch_batches:
+            part = next(self._slices, None)
+            if part is None:
+                return
+            self._pending.append(self._threads.submit(self._load, part))
+
+    def _load(self, part: _Slice) -> LoadedBatch:
+        inputs = {
+            spec.name: torch.empty(
+                (part.count, spec.num_tokens, spec.num_channels),
+                dtype=getattr(torch, spec.dtype),
+                pin_memory=self._pin_memory,
+            )
+            for spec in self._reader.manifest.modalities
+        }
+        indices = self._order.indices(part.start, part.count)
+        batch = self._reader.read(indices, out={name: tensor.numpy() for name, tensor in inputs.items()})
+        return LoadedBatch(
+            inputs,
+            {name: torch.from_numpy(mask) for name, mask in batch.present.items()},
+            torch.from_numpy(batch.example_ids),
+            torch.from_numpy(self._order.epochs(part.start, part.count)),
+            batch.labels,
+            batch.sources,
+            part.examples_consumed,
+            wait_seconds=0.0,
+        )
+
+
+def _slices(
+    global_batch_size: int, rank: int, world_size: int, start_examples: int, end_examples: int | None
+) -> Iterator[_Slice]:
+    start = start_examples
+    while end_examples is None or start < end_examples:
+        count = global_batch_size if end_examples is None else min(global_batch_size, end_examples - start)
+        yield _Slice(*rank_slice(start, count, rank, world_size), examples_consumed=start + count)
+        start += count

@@ -1,0 +1,113 @@
+"""Which example comes when: a pure function of seed, epoch, dataset fingerprint and position in the stream."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from pipeline.errors import UserError, nearest
+from pipeline.ingest.permutation import Permutation, by_segment
+
+ORDER_KINDS = ("global", "blocks", "sequential")
+
+
+class ExampleOrder:
+    """An endless stream of example numbers; position ``p`` is in epoch ``p // num_examples``.
+
+    Every epoch is a permutation of all examples. Batches ignore epoch ends: the last of an epoch is filled up with
+    the first of the next, so no example is dropped and none is drawn twice in an epoch. Global batch ``k`` of size
+    ``B`` is positions ``kB … kB+B-1``, whoever asks.
+
+    * ``global``: one permutation of all examples. Right for local disks and for caches that hold the dataset.
+    * ``blocks``: record batches are permuted, ``window_blocks`` of them at a time form a window, and examples are
+      permuted inside it. A reader needs the record batches of one window at a time (two at its ends). Right for
+      object stores and spinning disks. Needs ``block_bounds`` (`ShardReader.block_bounds`).
+    * ``sequential``: as stored; for evaluation.
+
+    Raises:
+        UserError: no examples, an unknown kind, or ``blocks`` without bounds.
+    """
+
+    def __init__(
+        self,
+        num_examples: int,
+        seed: int,
+        fingerprint: str,
+        kind: str = "global",
+        block_bounds: np.ndarray | None = None,
+        window_blocks: int = 64,
+    ) -> None:
+        if num_examples < 1:
+            raise UserError("the dataset has no examples in this split; look at it with: hip inspect shards=…")
+        if kind not in ORDER_KINDS:
+            raise UserError(f"order={kind!r} is unknown; {nearest(kind, ORDER_KINDS)}")
+        if kind == "blocks" and (block_bounds is None or window_blocks < 1):
+            raise UserError(
+                f"order='blocks' needs the bounds of blocks and window_blocks of 1 or more, got {window_blocks}"
+            )
+        self.num_examples = num_examples
+        self.kind = kind
+        self._key = (seed, fingerprint)
+        self._bounds = block_bounds
+        self._window_blocks = window_blocks
+        self._permutation = lru_cache(maxsize=4)(self._epoch_permutation)
+        self._windows = lru_cache(maxsize=4)(self._epoch_windows)
+
+    def indices(self, start: int, count: int) -> np.ndarray:
+        """The examples at stream positions ``start … start+count-1``, int64 ``[count]``."""
+        positions = np.arange(start, start + count, dtype=np.int64)
+        epochs, within = np.divmod(positions, self.num_examples)
+        if self.kind == "sequential":
+            return within
+        return by_segment(within, epochs, self._in_blocks if self.kind == "blocks" else self._anywhere)
+
+    def epochs(self, start: int, count: int) -> np.ndarray:
+        """The epoch of each of those positions, int64 ``[count]``."""
+        return np.arange(start, start + count, dtype=np.int64) // self.num_examples
+
+    def _anywhere(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        return self._permutation(epoch)(positions)
+
+    def _epoch_permutation(self, epoch: int) -> Permutation:
+        return Permutation(self.num_examples, *self._key, epoch)
+
+    def _in_blocks(self, epoch: int, positions: np.ndarray) -> np.ndarray:
+        windows = self._windows(epoch)
+        window = np.searchsorted(windows.starts, positions, side="right") - 1
+        return by_segment(positions, window, lambda index, part: windows.examples(index, part))
+
+    def _epoch_windows(self, epoch: int) -> _Windows:
+        assert self._bounds is not None
+        return _Windows(self._bounds, self._window_blocks, (*self._key, epoch))
+
+
+class _Windows:
+    """One epoch of the ``blocks`` order: which blocks are in which window. Memory: 24 bytes a block."""
+
+    def __init__(self, bounds: np.ndarray, window_blocks: int, key: tuple[object, ...]) -> None:
+        num_blocks = len(bounds) - 1
+        self._key = key
+        self._window_blocks = window_blocks
+        order = Permutation(num_blocks, *key, "blocks")(np.arange(num_blocks, dtype=np.int64))
+        self._first_example = bounds[:-1][order]
+        self._block_starts = np.concatenate([[0], np.cumsum(np.diff(bounds)[order])])
+        self.starts = self._block_starts[:-1:window_blocks]
+
+    def examples(self, window: int, positions: np.ndarray) -> np.ndarray:
+        """The examples at ``positions`` of this epoch, all in ``window``."""
+        first_block = window * self._window_blocks
+        starts = self._block_starts[first_block : first_block + self._window_blocks + 1]
+        shuffle = Permutation(int(starts[-1] - starts[0]), *self._key, "window", window)
+        mixed = shuffle(positions - starts[0]) + starts[0]
+        block = np.searchsorted(starts, mixed, side="right") - 1
+        return self._first_example[first_block + block] + mixed - starts[block]
+
+
+def rank_slice(start: int, count: int, rank: int, world_size: int) -> tuple[int, int]:
+    """Start and count of the part of positions ``start … start+count-1`` that ``rank`` of ``world_size`` reads.
+
+    Parts differ by at most one example, for any ``world_size``.
+    """
+    first, last = count * rank // world_size, count * (rank + 1) // world_size
+    return start + first, last - first

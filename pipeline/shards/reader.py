@@ -1,0 +1,159 @@
+"""Random access to the examples of a dataset: rows copied into one contiguous batch, each checked before use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.errors import DataError
+from pipeline.shards.block import Block, RowMismatchError
+from pipeline.shards.local import LocalBlocks
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.remote import CacheOptions, RemoteBlocks
+from pipeline.storage import is_local, redact
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples in the order they were asked for.
+
+    ``arrays`` are raw ``[B, tokens, channels]``, zeros where ``present`` (``[B]``) is False; ``example_ids`` are the
+    first 8 bytes of each id as int64.
+    """
+
+    arrays: dict[str, np.ndarray]
+    present: dict[str, np.ndarray]
+    example_ids: np.ndarray
+    labels: list[tuple[int, ...]]
+    sources: list[str]
+    start_seconds: np.ndarray
+
+
+class ShardReader:
+    """The examples of one split (None: all), numbered in manifest order.
+
+    Local shards are memory-mapped; of remote ones whole record batches are fetched into a bounded cache. Safe to use
+    from several threads. With ``verify`` each row is checked after it was copied and before it is returned.
+
+    Raises:
+        UserError: no dataset at ``uri``, no such split, or a cache that is too small.
+        DataError: a damaged manifest.
+    """
+
+    def __init__(
+        self, uri: str, split: str | None = None, verify: bool = True, cache: CacheOptions | None = None
+    ) -> None:
+        self.uri = str(uri)
+        self.split = split
+        self.manifest = Manifest.load(self.uri)
+        self._verify = verify
+        self._shards = self.manifest.shards_of(split)
+        self._specs = {spec.name: spec for spec in self.manifest.modalities}
+        self._first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._blocks: LocalBlocks | RemoteBlocks
+        if is_local(self.uri):
+            self._blocks = LocalBlocks(self.uri, self.manifest, self._shards)
+        else:
+            self._blocks = RemoteBlocks(self.uri, self.manifest, self._shards, cache or CacheOptions())
+
+    def __len__(self) -> int:
+        return int(self._first_rows[-1])
+
+    @property
+    def row_bytes(self) -> int:
+        """Token bytes of one example."""
+        return sum(spec.row_bytes for spec in self._specs.values())
+
+    def block_bounds(self) -> np.ndarray:
+        """First example of each record batch, and the number of examples: int64 ``[blocks + 1]``."""
+        starts = [
+            np.arange(first, first + shard.rows, shard.rows_per_batch, dtype=np.int64)
+            for first, shard in zip(self._first_rows[:-1], self._shards, strict=True)
+        ]
+        return np.concatenate([*starts, self._first_rows[-1:]])
+
+    def read(self, indices: np.ndarray, out: Mapping[str, np.ndarray] | None = None) -> Batch:
+        """Copy examples ``indices`` (int64 ``[B]``) into ``out``, arrays ``[B, tokens, channels]``, made if None.
+
+        Raises:
+            IndexError: an index outside the dataset.
+            DataError: a row differs from what was written, or its shard is missing or damaged; the message names the
+                shard, the row, the example and the command that rebuilds the shard.
+        """
+        wanted = np.asarray(indices, np.int64)
+        if wanted.size and (wanted.min() < 0 or wanted.max() >= len(self)):
+            raise IndexError(f"example {int(wanted.max())} of {len(self)}; indices go from 0 to {len(self) - 1}")
+        count = len(wanted)
+        arrays = dict(out) if out is not None else self.allocate(count)
+        present = {name: np.zeros(count, bool) for name in self._specs}
+        ids = np.zeros(count, np.int64)
+        described: list[tuple[bytes, str, float, tuple[int, ...]]] = [(b"", "", 0.0, ())] * count
+        for slot in np.argsort(wanted, kind="stable").tolist():  # ascending, so that the disk reads forward
+            described[slot] = self._read_row(int(wanted[slot]), slot, arrays, present)
+            ids[slot] = int.from_bytes(described[slot][0][:8], "little", signed=True)
+        return Batch(
+            arrays,
+            present,
+            ids,
+            labels=[row[3] for row in described],
+            sources=[row[1] for row in described],
+            start_seconds=np.array([row[2] for row in described], np.float64),
+        )
+
+    def allocate(self, count: int) -> dict[str, np.ndarray]:
+        """Uninitialised arrays for ``count`` examples."""
+        return {
+            name: np.empty((count, spec.num_tokens, spec.num_channels), spec.dtype)
+            for name, spec in self._specs.items()
+        }
+
+    def close(self) -> None:
+        """Unmap shards; batches already returned stay valid."""
+        self._blocks.close()
+
+    def _read_row(
+        self, index: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
+    ) -> tuple[bytes, str, float, tuple[int, ...]]:
+        shard = int(np.searchsorted(self._first_rows, index, side="right")) - 1
+        row = index - int(self._first_rows[shard])
+        block_index, row_in_block = divmod(row, self._shards[shard].rows_per_batch)
+        for last_try in (False, True):
+            try:
+                block = self._blocks.block(shard, block_index)
+                return self._copy(block, row_in_block, slot, arrays, present)
+            except RowMismatchError as error:
+                if last_try or not self._blocks.forget(shard, block_index):
+                    raise DataError(self._mismatch(shard, row, error)) from error
+            except DataError as error:
+                raise DataError(f"{error}. {self._remedy(shard)}") from error
+        raise AssertionError("unreachable")
+
+    def _copy(
+        self, block: Block, row: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
+    ) -> tuple[bytes, str, float, tuple[int, ...]]:
+        if self._verify:
+            block.check(row)
+        for name, array in arrays.items():
+            present[name][slot] = block.copy_tokens(name, row, array[slot], self._verify)
+        return block.describe(row)
+
+    def _mismatch(self, shard: int, row: int, error: RowMismatchError) -> str:
+        what = "the row's description" if error.column == "row" else f"the tokens of {error.column!r}"
+        return (
+            f"{self._shards[shard].name}, row {row}, example {error.example_id.hex()}: {what} do not match "
+            f"the checksum; the file changed after it was written. {self._remedy(shard)}"
+        )
+
+    def _remedy(self, shard: int) -> str:
+        return rebuild_hint(self.manifest, self.uri, self._shards[shard].name)
+
+
+def rebuild_hint(manifest: Manifest, uri: str, shard_name: str) -> str:
+    """The sentence that tells how to rebuild one shard alone."""
+    source = redact(str(manifest.lineage.get("source", "<media>")))
+    return (
+        f"Rebuild this shard alone with: hip preprocess source={source} shards={redact(uri)} "
+        f"rebuild={shard_name.removesuffix('.arrow')}"
+    )

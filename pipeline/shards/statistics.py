@@ -1,0 +1,122 @@
+"""Per-channel sums of raw token values, mergeable and exact for integers, taken while a shard is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import DataError
+
+Number = int | float
+
+_BLOCK_ROWS = 256  # 256 * 255**2 < 2**24: sums of squared bytes stay exact in float32
+_BLOCK_COLUMNS = 256
+
+
+@dataclass(frozen=True)
+class ChannelSums:
+    """Sums over all tokens of all examples, one entry a channel; ``a + b`` merges.
+
+    ``count`` is tokens per channel. Integer data give exact Python integers, so mean and std do not depend on how the
+    examples were split over shards.
+    """
+
+    examples: int
+    count: int
+    total: tuple[Number, ...]
+    squares: tuple[Number, ...]
+    minimum: tuple[Number, ...]
+    maximum: tuple[Number, ...]
+
+    @classmethod
+    def of(cls, tokens: np.ndarray) -> ChannelSums:
+        """The sums of one example ``[tokens, channels]``, without making a wide copy of it."""
+        num_tokens, num_channels = tokens.shape
+        group = max(1, min(_BLOCK_COLUMNS, num_tokens))
+        whole = num_tokens // group * group
+        parts = [tokens[:whole].reshape(-1, group * num_channels), tokens[whole:].reshape(-1, num_channels)]
+        folded = [_fold(part, num_channels) for part in parts if part.size]
+        total, squares, lowest, highest = (np.stack(column) for column in zip(*folded, strict=True))
+        number = int if tokens.dtype.kind in "iu" else float
+        return cls(
+            1,
+            num_tokens,
+            tuple(map(number, total.sum(axis=0))),
+            tuple(map(number, squares.sum(axis=0))),
+            tuple(map(number, lowest.min(axis=0))),
+            tuple(map(number, highest.max(axis=0))),
+        )
+
+    def __add__(self, other: ChannelSums) -> ChannelSums:
+        return ChannelSums(
+            self.examples + other.examples,
+            self.count + other.count,
+            tuple(a + b for a, b in zip(self.total, other.total, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+            tuple(min(a, b) for a, b in zip(self.minimum, other.minimum, strict=True)),
+            tuple(max(a, b) for a, b in zip(self.maximum, other.maximum, strict=True)),
+        )
+
+    @property
+    def mean(self) -> tuple[float, ...]:
+        """Mean of each channel, raw units."""
+        return tuple(total / self.count for total in self.total)
+
+    @property
+    def std(self) -> tuple[float, ...]:
+        """Population standard deviation of each channel, raw units."""
+        spread = (self.count * square - total * total for total, square in zip(self.total, self.squares, strict=True))
+        return tuple(math.sqrt(max(0.0, value)) / self.count for value in spread)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready form; ``from_dict`` reads it back exactly."""
+        return {
+            "examples": self.examples,
+            "count": self.count,
+            "sum": list(self.total),
+            "sum_of_squares": list(self.squares),
+            "min": list(self.minimum),
+            "max": list(self.maximum),
+        }
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ChannelSums:
+        """Read what ``to_dict`` gave.
+
+        Raises:
+            DataError: a missing key or a list of the wrong kind.
+        """
+        try:
+            return cls(
+                int(values["examples"]),
+                int(values["count"]),
+                *(tuple(values[key]) for key in ("sum", "sum_of_squares", "min", "max")),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"statistics are described wrongly: {values!r}") from error
+
+
+def _fold(part: np.ndarray, num_channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Sum, sum of squares, minimum and maximum per channel of ``[rows, k * channels]``."""
+    wide = np.float32 if part.dtype.itemsize == 1 else np.float64  # float32 is exact for bytes only, and twice as fast
+    total = np.zeros(part.shape[1], np.float64)
+    squares = np.zeros(part.shape[1], np.float64)
+    for start in range(0, len(part), _BLOCK_ROWS):
+        block = part[start : start + _BLOCK_ROWS].astype(wide)
+        total += np.add.reduce(block, axis=0)
+        np.multiply(block, block, out=block)
+        squares += np.add.reduce(block, axis=0)
+    return (
+        _exact(total, part).reshape(-1, num_channels).sum(axis=0),
+        _exact(squares, part).reshape(-1, num_channels).sum(axis=0),
+        part.min(axis=0).reshape(-1, num_channels).min(axis=0),
+        part.max(axis=0).reshape(-1, num_channels).max(axis=0),
+    )
+
+
+def _exact(sums: np.ndarray, part: np.ndarray) -> np.ndarray:
+    """Integer sums as integers: float64 holds them exactly below 2**53."""
+    return sums.astype(np.int64) if part.dtype.kind in "iu" else sums
