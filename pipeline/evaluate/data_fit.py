@@ -1,4 +1,4 @@
-"""Does a dataset fit a model: the same modalities, tokens, channels, order and sampling, or an error that names the difference."""
+"""Does a dataset fit a model: the same tokens, channels, order and sampling, or an error that names the difference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers with intervals: each metric is computed by torchmetrics or scikit-learn and resampled over the scored units."""
+"""Numbers with intervals: every metric is resampled over the units that were scored."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def confusion(predicted: IntArray, labels: IntArray, num_classes: int) -> IntArr
 
 
 def d_prime(area: float) -> float:
-    """The separation of two unit normals whose ROC area is ``area``: sqrt(2) * inverse normal (AudioSet, ICASSP 2017)."""
+    """Separation of two unit normals whose ROC area is ``area``: sqrt(2) * inverse normal (AudioSet, ICASSP 2017)."""
     from scipy.stats import norm
 
     return float(np.sqrt(2) * norm.ppf(area))

@@ -4,32 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from pipeline.errors import UserError, nearest
+from pipeline.errors import UserError
 from pipeline.tracking.options import TrackingOptions
+from pipeline.train.options import at_least, between, one_of
 
 TASKS = ("reconstruction", "linear_probe", "knn", "classification", "multilabel", "retrieval", "segmentation")
 PROBE_KINDS = ("linear", "attentive")
 EMBED_ENGINES = ("process", "ray")
 SPLITS = ("train", "validation")
-
-
-def require(holds: bool, key: str, value: object, wanted: str) -> None:
-    """Refuse a value.
-
-    Raises:
-        UserError: ``holds`` is false; the message names key, value and what is valid.
-    """
-    if not holds:
-        raise UserError(f"{key}={value!r} is not possible: {wanted}")
-
-
-def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuse a name that is not among ``choices``.
-
-    Raises:
-        UserError: naming the nearest choice.
-    """
-    require(value in choices, key, value, nearest(value, choices))
 
 
 @dataclass(frozen=True)
@@ -44,9 +26,9 @@ class EmbedOptions:
     gpus_per_worker: float = 0.0  # of a GPU, per actor (engine=ray)
 
     def __post_init__(self) -> None:
-        require_choice("embed.engine", self.engine, EMBED_ENGINES)
+        one_of("embed.engine", self.engine, EMBED_ENGINES)
         for name in ("batch_size", "chunk_examples", "workers"):
-            require(getattr(self, name) >= 1, f"embed.{name}", getattr(self, name), "use at least 1")
+            at_least(f"embed.{name}", getattr(self, name), 1)
 
 
 @dataclass(frozen=True)
@@ -63,16 +45,13 @@ class ProbeOptions:
     learning_rate: float = 1e-3  # attentive only
 
     def __post_init__(self) -> None:
-        require_choice("probe.kind", self.kind, PROBE_KINDS)
-        require(
-            self.level in ("processor", "all") or self.level.lstrip("-").isdigit(),
-            "probe.level",
-            self.level,
-            "use a block number, 'processor' or 'all'",
-        )
-        require(len(self.strengths) > 0 and min(self.strengths) > 0, "probe.strengths", self.strengths, "use positives")
-        require(0 < self.held_out < 1, "probe.held_out", self.held_out, "use a share between 0 and 1")
-        require(self.iterations >= 1, "probe.iterations", self.iterations, "use at least 1")
+        one_of("probe.kind", self.kind, PROBE_KINDS)
+        if self.level not in ("processor", "all") and not self.level.isdigit():
+            raise UserError(f"probe.level={self.level!r}: use a block's number, 'processor' or 'all'")
+        if not self.strengths or min(self.strengths) <= 0:
+            raise UserError(f"probe.strengths={list(self.strengths)}: give positive numbers, such as [0.1,1.0]")
+        between("probe.held_out", self.held_out, 0.01, 0.9)
+        at_least("probe.iterations", self.iterations, 1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +62,8 @@ class MaskSweepOptions:
     ratios: tuple[float, ...] = (0.5, 0.75, 0.85, 0.95)  # shares of tokens hidden, one measurement each
 
     def __post_init__(self) -> None:
-        valid = len(self.ratios) > 0 and all(0 < ratio < 1 for ratio in self.ratios)
-        require(valid, "mask.ratios", self.ratios, "use shares between 0 and 1, for example [0.5,0.85]")
+        if not self.ratios or not all(0 < ratio < 1 for ratio in self.ratios):
+            raise UserError(f"mask.ratios={list(self.ratios)}: give shares between 0 and 1, such as [0.5,0.85]")
 
 
 @dataclass(frozen=True)
@@ -94,7 +73,7 @@ class NeighbourOptions:
     neighbours: int = 20  # neighbours that vote, weighted by cosine distance
 
     def __post_init__(self) -> None:
-        require(self.neighbours >= 1, "knn.neighbours", self.neighbours, "use at least 1")
+        at_least("knn.neighbours", self.neighbours, 1)
 
 
 @dataclass(frozen=True)
@@ -126,8 +105,8 @@ class IntervalOptions:
     resamples: int = 1000  # bootstrap resamples of the scored examples
 
     def __post_init__(self) -> None:
-        require(0.5 <= self.confidence < 1, "interval.confidence", self.confidence, "use a share such as 0.95")
-        require(self.resamples >= 20, "interval.resamples", self.resamples, "use at least 20")
+        between("interval.confidence", self.confidence, 0.5, 0.999)
+        at_least("interval.resamples", self.resamples, 20)
 
 
 @dataclass(frozen=True)
@@ -146,7 +125,7 @@ class EvaluateFigureOptions:
     examples: int = 4  # examples shown
 
     def __post_init__(self) -> None:
-        require(self.examples >= 1, "figures.examples", self.examples, "use at least 1")
+        at_least("figures.examples", self.examples, 1)
 
 
 @dataclass(frozen=True)
@@ -176,13 +155,11 @@ class EvaluateOptions:
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:
-        require_choice("task", self.task, TASKS)
-        require_choice("split", self.split, SPLITS)
-        require_choice("fit_split", self.fit_split, SPLITS)
-        require_choice("device", self.device, ("auto", "cpu", "cuda"))
-        require(
-            self.export is None or (self.task == "linear_probe" and self.probe.kind == "linear"),
-            "export",
-            self.export,
-            "only task=linear_probe with probe.kind=linear fits a head that can be exported",
-        )
+        one_of("task", self.task, TASKS)
+        one_of("split", self.split, SPLITS)
+        one_of("fit_split", self.fit_split, SPLITS)
+        one_of("device", self.device, ("auto", "cpu", "cuda"))
+        if self.export is not None and (self.task, self.probe.kind) != ("linear_probe", "linear"):
+            raise UserError(
+                f"export={self.export}: only task=linear_probe with probe.kind=linear fits a head to export"
+            )

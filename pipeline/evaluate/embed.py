@@ -1,0 +1,153 @@
+"""Pooled latents of every example, computed in pieces that outlive an interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.evaluate.head import pool_features
+from pipeline.evaluate.loaded import LoadedModel, weights_digest
+from pipeline.evaluate.options import EmbedOptions
+from pipeline.shards.reader import ShardReader
+
+_VERSION = 1  # raised when the content of a piece changes meaning
+
+
+@dataclass(frozen=True)
+class EmbedRequest:
+    """What is embedded, and all that its values depend on."""
+
+    shards: str
+    split: str
+    count: int
+    level_count: int  # levels 0 .. level_count - 1; more than the encoder has asks for the decoder too
+    modalities: tuple[str, ...] | None = None  # hide all others; none: hide nothing
+
+    def key(self, weights: str, fingerprint: str) -> str:
+        """The folder name of the finished pieces."""
+        parts = [_VERSION, weights, fingerprint, self.split, self.level_count, self.modalities]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Pooled latents and what is known about their examples; every array has one row an example."""
+
+    features: list[np.ndarray]  # float32 [N, D] by level
+    labels: list[tuple[int, ...]]
+    sources: list[str]
+    start_seconds: np.ndarray
+    example_ids: np.ndarray
+    present: dict[str, np.ndarray]  # bool [N] by modality: what the example has
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+
+def embed(
+    loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, options: EmbedOptions, cache: str
+) -> Embeddings:
+    """Embed the first ``request.count`` examples of a split; finished pieces under ``cache`` are read, not computed.
+
+    Raises:
+        UserError: the split is empty.
+    """
+    if request.count == 0:
+        raise UserError(f"{request.shards} has no examples in split {request.split!r}")
+    folder = storage.join(cache, request.key(weights_digest(loaded.folder), reader.manifest.fingerprint))
+    pieces = list(_pieces(request.count, options.chunk_examples))
+    missing = [piece for piece in pieces if not storage.exists(_location(folder, *piece))]
+    if options.engine == "ray" and missing:
+        from pipeline.evaluate.embed_ray import embed_pieces
+
+        embed_pieces(str(loaded.folder), loaded.device.type, request, options, folder, missing)
+    else:
+        for piece in missing:
+            write_piece(loaded, reader, request, options.batch_size, folder, piece)
+    return _assemble([_read_piece(_location(folder, *piece)) for piece in pieces], request.level_count)
+
+
+def write_piece(
+    loaded: LoadedModel,
+    reader: ShardReader,
+    request: EmbedRequest,
+    batch_size: int,
+    folder: str,
+    piece: tuple[int, int],
+) -> None:
+    """Compute rows ``piece`` = [start, stop) and save them under a name that says so."""
+    start, stop = piece
+    parts = [
+        embed_rows(loaded, reader, np.arange(first, min(first + batch_size, stop)), request)
+        for first in range(start, stop, batch_size)
+    ]
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    stream = io.BytesIO()
+    np.savez(stream, **joined)
+    storage.write_atomic(_location(folder, start, stop), stream.getvalue())
+
+
+def embed_rows(
+    loaded: LoadedModel, reader: ShardReader, rows: np.ndarray, request: EmbedRequest
+) -> dict[str, np.ndarray]:
+    """One batch: ``level_<i>`` float32 [B, D_i], ``example_ids``, ``start_seconds``, ``sources``, ``labels`` (JSON)."""
+    batch = reader.read(rows)
+    latents = batch_latents(loaded, batch, request.level_count, request.modalities)
+    found = {
+        f"level_{index}": pool_features(latents, index).cpu().numpy().astype(np.float32)
+        for index in range(request.level_count)
+    }
+    for name in loaded.modality_names:
+        found[f"present_{name}"] = np.asarray(batch.present[name], dtype=bool)
+    found["example_ids"] = np.asarray(batch.example_ids)
+    found["start_seconds"] = np.asarray(batch.start_seconds)
+    found["sources"] = np.array(batch.sources, dtype=np.str_)
+    found["labels"] = np.array([json.dumps(list(labels)) for labels in batch.labels], dtype=np.str_)
+    return found
+
+
+@torch.inference_mode()
+def batch_latents(
+    loaded: LoadedModel, batch: Any, level_count: int, modalities: tuple[str, ...] | None = None
+) -> list[torch.Tensor]:
+    """The latents [B, G, N, D] of every block asked for; the decoder only runs when its levels are."""
+    inputs = loaded.normalise(batch.arrays)
+    selection = loaded.presence(batch.present, modalities)
+    if level_count <= loaded.num_encoder_levels:
+        return list(loaded.model.encode(inputs, selection))
+    return list(loaded.model(inputs, selection).latents)
+
+
+def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
+    for start in range(0, count, size):
+        yield start, min(start + size, count)
+
+
+def _location(folder: str, start: int, stop: int) -> str:
+    return storage.join(folder, f"rows_{start:09d}_{stop:09d}.npz")
+
+
+def _read_piece(location: str) -> dict[str, np.ndarray]:
+    with np.load(io.BytesIO(storage.read_bytes(location)), allow_pickle=False) as content:
+        return {name: content[name] for name in content.files}
+
+
+def _assemble(pieces: list[dict[str, np.ndarray]], level_count: int) -> Embeddings:
+    joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+    return Embeddings(
+        features=[joined[f"level_{index}"] for index in range(level_count)],
+        labels=[tuple(json.loads(str(text))) for text in joined["labels"]],
+        sources=[str(source) for source in joined["sources"]],
+        start_seconds=joined["start_seconds"],
+        example_ids=joined["example_ids"],
+        present={name.removeprefix("present_"): joined[name] for name in joined if name.startswith("present_")},
+    )

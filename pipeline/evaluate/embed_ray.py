@@ -1,0 +1,52 @@
+"""The same pieces as :mod:`pipeline.evaluate.embed`, computed by Ray Data actors that each hold the model once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.evaluate.embed import EmbedRequest, write_piece
+from pipeline.evaluate.options import EmbedOptions
+
+
+class PieceEmbedder:
+    """An actor: opens model and shards at its start, then writes one piece a call."""
+
+    def __init__(self, model: str, device: str, request: EmbedRequest, batch_size: int, folder: str) -> None:
+        from pipeline.evaluate.loaded import load_model
+        from pipeline.shards.reader import ShardReader
+
+        self.loaded = load_model(model, device)
+        self.reader = ShardReader(request.shards, split=request.split)
+        self.request, self.batch_size, self.folder = request, batch_size, folder
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Write each piece of the batch; gives back its bounds only, so nothing large crosses the object store."""
+        for start, stop in zip(batch["start"], batch["stop"], strict=True):
+            write_piece(self.loaded, self.reader, self.request, self.batch_size, self.folder, (int(start), int(stop)))
+        return {"rows": np.asarray(batch["stop"]) - np.asarray(batch["start"])}
+
+
+def embed_pieces(
+    model: str,
+    device: str,
+    request: EmbedRequest,
+    options: EmbedOptions,
+    folder: str,
+    pieces: list[tuple[int, int]],
+) -> None:
+    """Compute ``pieces`` on ``options.workers`` actors of the running Ray cluster; if none runs, start a local one."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", log_to_driver=False)
+    table = ray.data.from_items([{"start": start, "stop": stop} for start, stop in pieces])
+    written = table.repartition(len(pieces)).map_batches(
+        PieceEmbedder,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(pieces))),
+        num_gpus=options.gpus_per_worker,
+        fn_constructor_args=(model, device, request, options.batch_size, folder),
+    )
+    written.materialize()

@@ -1,0 +1,91 @@
+"""Cross-modal retrieval: which sound belongs to this picture, asked of one model that sees one modality at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from pipeline.errors import UserError, nearest
+from pipeline.evaluate.embed import Embeddings
+from pipeline.evaluate.head import feature_scale
+from pipeline.evaluate.metrics import Estimate, recall_at
+from pipeline.evaluate.report import Findings, Table
+from pipeline.evaluate.session import Session
+
+_RIDGE_PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
+
+
+def retrieval(session: Session) -> Findings:
+    """Recall@k in both directions over the scored split's examples that have both modalities.
+
+    A masked autoencoder never saw a contrastive loss, so with ``retrieval.align`` a ridge map between the two spaces is
+    fitted on the fit split first; without it the raw cosine is ranked.
+
+    Raises:
+        UserError: fewer than two modalities, an unknown one, or no example with both.
+    """
+    options = session.options
+    query, target = _modalities(session)
+    level = session.levels()[-1]
+    metrics: dict[str, Estimate] = {}
+    for asked, searched in ((query, target), (target, query)):
+        scored = [_only(session, options.split, name, level) for name in (asked, searched)]
+        if len(scored[0]) < 2:
+            raise UserError(f"split {options.split!r} has fewer than two examples with both {query!r} and {target!r}")
+        if options.retrieval.align:
+            fit = [_only(session, options.fit_split, name, level) for name in (asked, searched)]
+            similarity = _aligned_similarity(fit, scored)
+        else:
+            similarity = _cosine(*scored)
+        ranks = own_ranks(similarity)
+        found = recall_at(ranks, options.retrieval.ranks, options.interval, options.seed)
+        metrics |= {f"{asked}_to_{searched}/{name}": estimate for name, estimate in found.items()}
+    count = len(scored[0])
+    chance = [(f"recall@{k}", min(1.0, k / count)) for k in options.retrieval.ranks]
+    how = "a ridge map fitted on the fit split" if options.retrieval.align else "no alignment"
+    notes = [f"{count} candidates, latents of level {level} pooled, {how}."]
+    return Findings(metrics, [Table("Chance", ("metric", "value"), chance)], [], notes)
+
+
+def own_ranks(similarity: np.ndarray) -> np.ndarray:
+    """Rank (0 = first) of each query's own target [N] from similarity [N queries, N targets]; ties count against."""
+    own = np.diag(similarity)[:, None]
+    return (similarity >= own).sum(axis=1) - 1
+
+
+def _modalities(session: Session) -> tuple[str, str]:
+    names = session.loaded.modality_names
+    if len(names) < 2:
+        raise UserError(f"task=retrieval needs a model of two modalities, this one has only {names[0]!r}")
+    query = session.options.retrieval.query or names[0]
+    target = session.options.retrieval.target or next(name for name in names if name != query)
+    for key, name in (("query", query), ("target", target)):
+        if name not in names:
+            raise UserError(f"retrieval.{key}={name!r}: {nearest(name, names)}")
+    if query == target:
+        raise UserError(f"retrieval.query and retrieval.target are both {query!r}; name two modalities")
+    return query, target
+
+
+def _only(session: Session, split: str, name: str, level: int) -> np.ndarray:
+    """Features [N, D] of the examples that have both modalities, computed with ``name`` alone visible."""
+    level_count = max(level + 1, session.loaded.num_encoder_levels)
+    found: Embeddings = session.embeddings(split, level_count, (name,))
+    both = np.logical_and.reduce([found.present[modality] for modality in _modalities(session)])
+    return found.features[level][both]
+
+
+def _aligned_similarity(fit: list[np.ndarray], scored: list[np.ndarray]) -> np.ndarray:
+    from sklearn.linear_model import RidgeCV
+
+    scales = [feature_scale(features) for features in fit]
+    fit_asked, fit_searched = ((f - mean) / std for f, (mean, std) in zip(fit, scales, strict=True))
+    asked, searched = ((f - mean) / std for f, (mean, std) in zip(scored, scales, strict=True))
+    predicted = RidgeCV(alphas=_RIDGE_PENALTIES).fit(fit_asked, fit_searched).predict(asked)
+    return _cosine(predicted, searched)
+
+
+def _cosine(queries: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    left, right = (
+        values / np.clip(np.linalg.norm(values, axis=1, keepdims=True), 1e-9, None) for values in (queries, targets)
+    )
+    return np.asarray(left @ right.T)

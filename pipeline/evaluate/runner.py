@@ -1,0 +1,137 @@
+"""One evaluation from options to report: open, compute, draw, write, track."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+import tempfile
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.evaluate.head import Head, save_head
+from pipeline.evaluate.loaded import weights_digest
+from pipeline.evaluate.options import EvaluateOptions
+from pipeline.evaluate.report import EvaluationReport, Findings, write_report
+from pipeline.evaluate.session import Session, open_session
+from pipeline.tracking.runs import open_run
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(options: EvaluateOptions, parent_run_id: str | None = None) -> EvaluationReport:
+    """Run one task and write its report.
+
+    ``options.model`` is a local model folder; names of runs and registered models are resolved by the caller.
+
+    Raises:
+        UserError: a model, dataset or option that does not fit; the message names the difference.
+        DataError: damaged shards.
+    """
+    if options.threads > 0:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    folder = options.output or storage.join(options.storage, "evaluations", _folder_name(options))
+    session = open_session(options, folder)
+    subject = describe(session)
+    key = f"evaluate:{folder}"
+    name = f"{options.task}-{session.loaded.name}"
+    tags = {"hip.kind": "evaluation", "hip.task": options.task, "hip.data_fingerprint": session.manifest.fingerprint}
+    with open_run(options.tracking, options.storage, name, key, asdict(options), tags, parent_run_id) as tracker:
+        findings, head = run_task(session)
+        export = _export(session, head) if options.export is not None and head is not None else None
+        report = write_report(folder, options.task, subject, findings, export)
+        for suffix, pick in (("", "value"), ("_low", "low"), ("_high", "high")):
+            tracker.log_metrics({f"{n}{suffix}": getattr(e, pick) for n, e in findings.metrics.items()}, 0)
+        if storage.is_local(folder):
+            for path in (report.html_path, report.json_path):
+                tracker.log_artifact(storage.local_path(path), "evaluation")
+        return replace(report, tracking_run_id=tracker.run_id)
+
+
+def run_task(session: Session) -> tuple[Findings, Head | None]:
+    """Dispatch on ``task``; each task's module is imported only when it is asked for."""
+    task = session.options.task
+    if task == "linear_probe":
+        if session.options.probe.kind == "attentive":
+            from pipeline.evaluate.attentive import attentive_probe
+
+            return attentive_probe(session), None
+        from pipeline.evaluate.classify import linear_probe
+
+        return linear_probe(session)
+    if task in ("classification", "multilabel"):
+        from pipeline.evaluate.classify import own_head
+
+        return own_head(session), None
+    if task == "knn":
+        from pipeline.evaluate.classify import neighbours
+
+        return neighbours(session), None
+    if task == "retrieval":
+        from pipeline.evaluate.retrieval import retrieval
+
+        return retrieval(session), None
+    if task == "segmentation":
+        from pipeline.evaluate.segmentation import segmentation
+
+        return segmentation(session), None
+    from pipeline.evaluate.reconstruct import reconstruction
+
+    return reconstruction(session), None
+
+
+def describe(session: Session) -> dict[str, Any]:
+    """What was evaluated on what, for the report."""
+    options, loaded = session.options, session.loaded
+    return {
+        "model": loaded.name,
+        "architecture": str(json.loads((loaded.folder / "config.json").read_text())["name"]),
+        "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
+        "weights": weights_digest(loaded.folder),
+        "data": storage.redact(options.shards),
+        "fingerprint": session.manifest.fingerprint,
+        "split": options.split,
+        "examples": session.count(options.split),
+        "modalities": ", ".join(f"{m.name} {m.num_tokens}×{m.num_channels}" for m in loaded.model.modalities),
+        "seed": options.seed,
+    }
+
+
+def _export(session: Session, head: Head) -> str:
+    """The model folder once more, with the fitted head and its metadata."""
+    from hip_model.export import save_pretrained
+
+    assert session.options.export is not None
+    target = storage.local_path(session.options.export)
+    if target.resolve() == session.loaded.folder.resolve():
+        raise UserError(f"export={target} is the model's own folder; choose another one")
+    metadata = {**session.loaded.metadata, **head.metadata()}
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export_") as temporary:
+        made = Path(temporary) / "model"
+        save_pretrained(session.loaded.model, made, metadata)
+        save_head(head, made)
+        if target.exists():
+            _check_replaceable(target)
+            shutil.rmtree(target)
+        made.replace(target)
+    logger.info("exported the model with its head to %s", target)
+    return str(target)
+
+
+def _check_replaceable(target: Path) -> None:
+    if not (target / "model.safetensors").exists() and any(target.iterdir()):
+        raise UserError(f"export={target} is a folder with other files in it; choose a new folder")
+
+
+def _folder_name(options: EvaluateOptions) -> str:
+    """Evaluations that differ in anything that changes numbers do not share a folder."""
+    parts = {**asdict(options), "output": None, "storage": None, "tracking": None, "embed": None, "threads": None}
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return f"{options.task}-{digest}"

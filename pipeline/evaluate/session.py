@@ -1,0 +1,91 @@
+"""What all tasks of one evaluation share: the model, the readers and the finished embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.evaluate.embed import EmbedRequest, Embeddings, embed
+from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model
+from pipeline.evaluate.options import EvaluateOptions
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import ShardReader
+
+
+@dataclass
+class Session:
+    """An opened model on an opened dataset; readers open at first use."""
+
+    options: EvaluateOptions
+    loaded: LoadedModel
+    manifest: Manifest
+    folder: str
+    _readers: dict[str, ShardReader] = field(default_factory=dict)
+
+    def reader(self, split: str) -> ShardReader:
+        """The reader of one split.
+
+        Raises:
+            UserError: the dataset has no such split.
+        """
+        if split not in self._readers:
+            self._readers[split] = ShardReader(self.options.shards, split=split)
+        return self._readers[split]
+
+    @property
+    def label_names(self) -> list[str]:
+        """The dataset's labels."""
+        return list(self.manifest.label_names)
+
+    def count(self, split: str) -> int:
+        """Examples of a split that this evaluation reads: the fit limit for the fit split, else the score limit."""
+        limit = self.options.limit
+        bound = limit.score_examples if split == self.options.split else limit.fit_examples
+        available = len(self.reader(split))
+        return available if bound is None else min(bound, available)
+
+    def embeddings(
+        self, split: str, level_count: int | None = None, modalities: tuple[str, ...] | None = None
+    ) -> Embeddings:
+        """Pooled latents of the examples read from a split, all encoder levels unless more are asked for."""
+        request = EmbedRequest(
+            shards=self.options.shards,
+            split=split,
+            count=self.count(split),
+            level_count=level_count or self.loaded.num_encoder_levels,
+            modalities=modalities,
+        )
+        cache = self.options.embed.cache or storage.join(self.folder, "embeddings")
+        return embed(self.loaded, self.reader(split), request, self.options.embed, cache)
+
+    def levels(self) -> list[int]:
+        """The blocks that ``probe.level`` asks for.
+
+        Raises:
+            UserError: the model has no such block.
+        """
+        asked = self.options.probe.level
+        last_encoder = self.loaded.num_encoder_levels - 1
+        if asked == "all":
+            return list(range(last_encoder + 1))
+        if asked == "processor":
+            return [last_encoder]
+        blocks = len(getattr(self.loaded.model.config, "num_groups", (1,)))
+        if int(asked) >= blocks:
+            raise UserError(
+                f"probe.level={asked}: this model has blocks 0 to {blocks - 1}; {last_encoder} is the processor"
+            )
+        return [int(asked)]
+
+
+def open_session(options: EvaluateOptions, folder: str) -> Session:
+    """Load model and manifest and hold them against each other before any work.
+
+    Raises:
+        UserError: no model, no dataset, or data that the model was not made for.
+    """
+    manifest = Manifest.load(options.shards)
+    loaded = load_model(storage.local_path(options.model), options.device)
+    check_model_fits(loaded, manifest, options.shards)
+    return Session(options, loaded, manifest, folder)
