@@ -37,6 +37,7 @@ class Server:
 
         for chatty in ("alembic", "mlflow.store.db.utils"):  # a line per table on first use
             logging.getLogger(chatty).setLevel(logging.WARNING)
+        self.uri = uri
         with creation_lock(uri):
             self.client: Any = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment_id = _ensure_experiment(self.client, uri, experiment, storage)

@@ -1,0 +1,65 @@
+"""A connection to the model registry, and its answers in our words."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from pipeline.errors import InfrastructureError, UserError, nearest
+from pipeline.storage import redact
+from pipeline.tracking.options import TrackingOptions, resolve_uri
+from pipeline.tracking.server import Server
+
+
+def connect(tracking: TrackingOptions, storage: str) -> Server:
+    """The tracking store, which holds the registry too.
+
+    Raises:
+        UserError: the tracking options cannot work.
+        InfrastructureError: the server cannot be reached.
+    """
+    uri = resolve_uri(tracking, storage)
+    try:
+        return Server(uri, tracking.experiment, storage)
+    except Exception as error:
+        raise unreachable(uri, error) from error
+
+
+def unreachable(uri: str, error: Exception) -> InfrastructureError:
+    """The error for a registry that does not answer."""
+    first_line = (redact(str(error)).splitlines() or [""])[0]
+    return InfrastructureError(f"the model registry at {redact(uri)} cannot be reached: {first_line[:300]}")
+
+
+def version_by_reference(client: Any, name: str, reference: str) -> Any:
+    """The model version that an alias or a number stands for.
+
+    Raises:
+        UserError: no such model, alias or version; the message names the nearest one.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        if reference.isdigit():
+            return client.get_model_version(name, reference)
+        return client.get_model_version_by_alias(name, reference)
+    except MlflowException as error:
+        if error.get_http_status_code() not in (400, 404):
+            raise InfrastructureError(f"the model registry failed: {redact(error.message)}") from error
+    models = {model.name: model for model in client.search_registered_models()}
+    if name not in models:
+        known = nearest(name, models) if models else "no model is registered yet; hip register makes one"
+        raise UserError(f"no registered model is called {name!r}; {known}")
+    versions = [str(version.version) for version in client.search_model_versions(f"name='{name}'")]
+    choices = [*client.get_registered_model(name).aliases, *versions]
+    what = "version" if reference.isdigit() else "alias"
+    raise UserError(f"model {name!r} has no {what} {reference!r}; {nearest(reference, choices)}")
+
+
+def download(uri: str, source: str, target: str | None = None) -> str:
+    """The local folder with a model's artifacts: itself when it is on this machine, else a copy below ``target``."""
+    from mlflow.artifacts import download_artifacts
+
+    if target is not None:
+        os.makedirs(target, exist_ok=True)  # noqa: PTH103
+    return str(download_artifacts(artifact_uri=source, dst_path=target, tracking_uri=uri))
