@@ -1,7 +1,7 @@
 """Which tokens a masked autoencoder sees: a pure function of (seed, epoch, example id), not of batch or worker.
 
-Masked tokens are dropped from the input and their positions are asked back. HiP draws one pattern per example and uses
-it in all groups, so every group keeps the same number of tokens. All randomness is an integer hash of the example's seed
+Masked tokens are dropped from the input and their positions are asked back. HiP draws one pattern per example and
+uses it in all groups, so every group keeps the same number of tokens. All randomness is a hash of the example's seed
 and the token's position (hip_model.random_bits): no generator state, the same on every device.
 """
 
