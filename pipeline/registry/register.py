@@ -22,7 +22,7 @@ from pipeline.registry.package import package_model
 from pipeline.registry.resolve import resolve_model
 from pipeline.storage import redact
 from pipeline.tracking.flatten import clean_tags
-from pipeline.tracking.runs import open_run
+from pipeline.tracking.server import Server
 
 logger = logging.getLogger(__name__)
 
@@ -70,12 +70,12 @@ def register(options: RegisterOptions) -> RegisteredVersion:
             }
         )
         tags[EVALUATIONS_TAG] = json.dumps([evaluation.to_dict() for evaluation in evaluations])
-        run_id = run_id or _own_run(options)
+        run_id = run_id or _own_run(server, options.name)
         return _publish(server, options, package, run_id, tags | _metric_tags(evaluations), card)
 
 
 def _publish(
-    server: Any, options: RegisterOptions, package: Path, run_id: str, tags: dict[str, str], card: str
+    server: Server, options: RegisterOptions, package: Path, run_id: str, tags: dict[str, str], card: str
 ) -> RegisteredVersion:
     """Upload first, then create the version, then move the alias: a failure on the way leaves no half model."""
     client = server.client
@@ -139,10 +139,11 @@ def _source_run(client: Any, folder: Path) -> str | None:
         return None
 
 
-def _own_run(options: RegisterOptions) -> str | None:
+def _own_run(server: Server, name: str) -> str:
     """A run to hang the model on when the one that trained it is not known."""
-    with open_run(options.tracking, options.storage, f"register-{options.name}", tags={"hip.kind": "register"}) as run:
-        return run.run_id
+    run = server.client.create_run(server.experiment_id, tags={"hip.kind": "register"}, run_name=f"register-{name}")
+    server.client.set_terminated(run.info.run_id)
+    return str(run.info.run_id)
 
 
 def _run_description(folder: Path) -> dict[str, Any]:
