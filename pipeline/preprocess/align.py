@@ -35,8 +35,8 @@ def cut_clips(
 ) -> Iterator[Clip]:
     """Cut every clip of an audio or video file in one pass per stream, with bounded memory whatever its length.
 
-    The time line starts at the first video frame, or at the first sample of a file without video. Clips follow the video
-    where there is one; sound covering less than the recipe's minimum of a clip is missing there.
+    The time line starts at the first video frame, or at the first sample of a file without video. Clips follow the
+    video where there is one; sound covering less than the recipe's minimum of a clip is missing there.
 
     Raises:
         MediaError: the file cannot be used.

@@ -40,7 +40,7 @@ class AudioDecoder:
         self.ended = False
 
     def take(self, begin: int, count: int) -> tuple[Samples, int]:
-        """Samples ``[begin, begin + count)`` of the time line, ``[count, channels]``, and how many of them really exist.
+        """Samples ``[begin, begin + count)`` of the time line, ``[count, channels]``, and how many of them exist.
 
         What does not exist is silence. ``begin`` must not go back by more than the caller still overlaps.
         """

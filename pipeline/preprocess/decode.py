@@ -40,8 +40,8 @@ def decode_file(
 ) -> Iterator[DecodedExample]:
     """Decode a local file into the examples that ``recipe`` asks for, one at a time.
 
-    ``segment`` restricts an audio or video file to (first, last) seconds; ``notes`` is filled with what was chosen (streams,
-    rotation). Untrusted files belong into :func:`pipeline.preprocess.box.decode_file_boxed`.
+    ``segment`` restricts an audio or video file to (first, last) seconds; ``notes`` is filled with what was chosen
+    (streams, rotation). Untrusted files belong into :func:`pipeline.preprocess.box.decode_file_boxed`.
 
     Raises:
         MediaError: the file cannot be used; ``reason`` says why.

@@ -9,11 +9,11 @@ IMAGE = "image"
 POINTS = "points"
 
 _SUFFIXES = {
-    AUDIO_VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ts flv wmv ogv 3gp wav flac mp3 ogg oga opus m4a aac wma aiff".split(),
-    IMAGE: "jpg jpeg png webp".split(),
-    POINTS: "off ply npy npz".split(),
+    AUDIO_VIDEO: "mp4 m4v mov mkv webm avi mpg mpeg ts flv wmv ogv 3gp wav flac mp3 ogg oga opus m4a aac wma aiff",
+    IMAGE: "jpg jpeg png webp",
+    POINTS: "off ply npy npz",
 }
-_KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes}
+_KIND_OF_SUFFIX = {suffix: kind for kind, suffixes in _SUFFIXES.items() for suffix in suffixes.split()}
 
 _SIGNATURES = (
     (0, b"\xff\xd8\xff", IMAGE),

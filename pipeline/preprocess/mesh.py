@@ -52,7 +52,6 @@ def read_off(content: bytes, max_cells: int) -> Mesh:
         if len(faces[-1]) != size:
             raise ValueError("ends inside its faces")
         position += 1 + size
-        # Colours may follow the indices on the same line; without line ends they cannot be told apart, so none are read.
     return _mesh(vertices, faces)
 
 
@@ -177,6 +176,6 @@ def _mesh(vertices: Vertices, faces: list[list[int]]) -> Mesh:
     """Polygons become fans of triangles."""
     fans = [(face[0], face[i], face[i + 1]) for face in faces for i in range(1, len(face) - 1)]
     triangles = np.array(fans, dtype=np.int64).reshape(-1, 3)
-    if triangles.size and not (0 <= triangles.min() and triangles.max() < len(vertices)):
+    if triangles.size and not (triangles.min() >= 0 and triangles.max() < len(vertices)):
         raise ValueError("a face names a vertex that does not exist")
     return Mesh(vertices, triangles)

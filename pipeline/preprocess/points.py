@@ -7,7 +7,6 @@ import io
 import zipfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,9 @@ def read_clouds(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield ``(index, points [num_points, 3])`` for each object of an OFF, PLY, NPY or NPZ file (also ``.gz``).
 
-    Meshes are sampled uniformly over their surface; the occupied cells of a voxel grid are points; ``[M, …]`` arrays hold M
-    objects; objects without a point are skipped and counted in the notes. Too many points are thinned, too few repeated.
+    Meshes are sampled uniformly over their surface; the occupied cells of a voxel grid are points; ``[M, …]`` arrays
+    hold M objects; objects without a point are skipped and counted in the notes. Too many points are thinned, too few
+    repeated.
 
     Raises:
         MediaError: corrupt, too_large or memory_limit.

@@ -81,8 +81,8 @@ class TokenRecipe:
     token_order: str = "raster"
     """How frames, pictures and sound are flattened."""
     minimum_coverage: float = 0.9
-    """A signal that covers less of a clip is recorded as missing there; what is short of a whole clip is padded with the
-    last frame and with silence."""
+    """A signal that covers less of a clip is recorded as missing there; what is short of a whole clip is padded with
+    the last frame and with silence."""
     video: VideoRecipe | None = None
     audio: AudioRecipe | None = None
     image: ImageRecipe | None = None

@@ -121,8 +121,8 @@ def cut_video(
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """Yield ``(clip index, frames [F, H, W, 3] uint8)`` for every clip of ``begin … end`` that the video covers.
 
-    Frame *j* of a clip is the one on screen at the middle of the clip's *j*-th of ``frames`` equal parts. Memory holds only
-    the clips that overlap the current frame.
+    Frame *j* of a clip is the one on screen at the middle of the clip's *j*-th of ``frames`` equal parts. Memory holds
+    only the clips that overlap the current frame.
     """
     video = recipe.video
     assert video is not None

@@ -1,0 +1,187 @@
+"""``run_preprocess``: list, plan, decode on the cluster, publish. Killed and run again, the result is the same."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from pipeline.errors import DataError, Interrupted
+from pipeline.preprocess.graph import identify_all, needs_cluster, run_tasks
+from pipeline.preprocess.identify import Identity
+from pipeline.preprocess.ledger import LedgerRow, TaskRecord, forget, load_done, write_quarantine
+from pipeline.preprocess.limits import REASONS, UNCOUNTED_REASONS
+from pipeline.preprocess.listing import Source
+from pipeline.preprocess.lock import dataset_lock
+from pipeline.preprocess.options import PreprocessOptions
+from pipeline.preprocess.plan import Plan, PlannedSource, check_same_recipe, extend_plan, known_identities, load_plan
+from pipeline.preprocess.progress import Progress
+from pipeline.preprocess.publish import publish
+from pipeline.preprocess.sources import list_sources
+from pipeline.preprocess.task import ShardTask
+from pipeline.ray_session import ray_session
+from pipeline.shards.manifest import Manifest
+from pipeline.storage import is_local, local_path, redact
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PreprocessReport:
+    """What a run did; ``counts``: files, done, failed, skipped, duplicates, examples; ``quarantined``: files by reason."""
+
+    manifest: Manifest
+    counts: dict[str, int]
+    quarantined: dict[str, int]
+    tasks_run: int
+    seconds: float
+
+
+def run_preprocess(options: PreprocessOptions) -> PreprocessReport:
+    """Turn the media of ``options.source`` into the token dataset ``options.shards``.
+
+    Raises:
+        UserError: the source is missing or empty, the folder holds another dataset, or another run is writing it.
+        DataError: more files failed than ``max_failed_fraction`` allows, or none could be used.
+        InfrastructureError: a full disk, a lost cluster.
+        Interrupted: Ctrl-C; what is done is kept.
+    """
+    started = time.monotonic()
+    sources = list_sources(options)
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(dataset_lock(options.shards))
+            _remove_leftovers(options.shards)
+            return _run(options, sources, stack, started)
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; finished shards are kept, run the same command again to go on") from error
+
+
+def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, started: float) -> PreprocessReport:
+    plan = _plan(options, sources, stack)
+    done = load_done(options.shards, options.tokens.fingerprint())
+    if options.retry_failed:
+        for task in [name for name, record in done.items() if any(row.status == "failed" for row in record.rows)]:
+            forget(options.shards, task)
+            del done[task]
+    todo = {name: members for name, members in plan.tasks().items() if name not in done}
+    unreadable = _unusable_rows(plan)
+    _check_budget(options, plan, [*unreadable, *_rows(done.values())])
+    if todo:
+        stack.enter_context(ray_session(options.ray))
+        _decode(options, plan, todo, [*unreadable, *_rows(done.values())])
+        done = load_done(options.shards, options.tokens.fingerprint())
+    records = [done[name] for name in plan.tasks()]
+    rows = [*unreadable, *_rows(records)]
+    failed = [row for row in rows if row.status == "failed"]
+    write_quarantine(options.shards, failed)
+    if not any(row.examples for row in rows):
+        raise DataError(f"none of the {len(rows)} files could be used: {_commonest(failed)}")
+    manifest = publish(options, plan, records, failed)
+    counts = {
+        "files": len(plan.sources),
+        "done": sum(row.status == "done" for row in rows),
+        "failed": sum(_counts_as_failed(row) for row in rows),
+        "skipped": sum(row.status == "failed" and not _counts_as_failed(row) for row in rows),
+        "duplicates": sum(bool(source.duplicate_of) for source in plan.sources),
+        "examples": manifest.num_examples(),
+    }
+    reasons = dict(sorted(Counter(row.reason for row in failed).items()))
+    return PreprocessReport(manifest, counts, reasons, len(todo), time.monotonic() - started)
+
+
+def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -> Plan:
+    """The stored plan, extended by what is new, and stored again if anything is."""
+    old = load_plan(options.shards)
+    if old is not None:
+        check_same_recipe(old, options.tokens, options.validation_fraction, options.shards)
+    known = known_identities(old)
+    found: list[tuple[Source, Identity]] = []
+    unknown: list[Source] = []
+    for source in sources:
+        identity = known.get((source.name, source.bytes, source.modified_ns))
+        if identity is None:
+            unknown.append(source)
+        else:
+            found.append((source, identity))
+    if needs_cluster(unknown):
+        stack.enter_context(ray_session(options.ray))
+    if unknown:
+        logger.info("reading %d new of %d files to plan the shards", len(unknown), len(sources))
+    found += identify_all(unknown, options.limits, options.scale.workers)
+    before = old or Plan(options.tokens, options.validation_fraction)
+    plan = extend_plan(before, found, options.shard_megabytes * 1e6)
+    if plan != old:
+        plan.save(options.shards)
+    return plan
+
+
+def _decode(
+    options: PreprocessOptions, plan: Plan, todo: dict[str, list[PlannedSource]], known: list[LedgerRow]
+) -> None:
+    tasks = [
+        ShardTask(
+            name=name,
+            dataset=str(local_path(options.shards)) if is_local(options.shards) else options.shards,
+            recipe=options.tokens,
+            limits=options.limits,
+            shard_bytes=options.shard_megabytes * 1e6,
+            label_names=plan.label_names,
+            sources=tuple(members),
+        )
+        for name, members in todo.items()
+    ]
+    progress = Progress(len(tasks), sum(len(task.sources) for task in tasks), options.progress_seconds)
+    rows = list(known)
+    for summary in run_tasks(tasks, options.scale.workers):
+        rows += summary.rows
+        progress.advance(len(summary.rows), summary.examples, sum(map(_counts_as_failed, summary.rows)))
+        _check_budget(options, plan, rows)
+
+
+def _check_budget(options: PreprocessOptions, plan: Plan, rows: list[LedgerRow]) -> None:
+    """Stop as soon as the failures cannot fit the budget any more, however well the rest goes.
+
+    Raises:
+        DataError: naming the commonest reasons.
+    """
+    failed = [row for row in rows if _counts_as_failed(row)]
+    files = sum(not source.duplicate_of for source in plan.sources)
+    if len(failed) > options.max_failed_fraction * files:
+        write_quarantine(options.shards, [row for row in rows if row.status == "failed"])
+        raise DataError(
+            f"{len(failed)} of {files} files failed, more than max_failed_fraction={options.max_failed_fraction} "
+            f"allows: {_commonest(failed)}; the list is in {redact(options.shards)}/quarantine.parquet"
+        )
+
+
+def _counts_as_failed(row: LedgerRow) -> bool:
+    return row.status == "failed" and row.reason not in UNCOUNTED_REASONS
+
+
+def _commonest(failed: list[LedgerRow]) -> str:
+    reasons = Counter(row.reason for row in failed).most_common(3)
+    examples = {row.reason: row.name for row in reversed(failed)}
+    return ", ".join(f"{count} {reason} ({REASONS[reason]}; {examples[reason]})" for reason, count in reasons)
+
+
+def _rows(records: Iterable[TaskRecord]) -> list[LedgerRow]:
+    return [row for record in records for row in record.rows]
+
+
+def _unusable_rows(plan: Plan) -> list[LedgerRow]:
+    return [
+        LedgerRow(source.name, source.content_hash, "failed", 0, source.reason, source.detail, max(0, source.bytes))
+        for source in plan.sources
+        if source.reason
+    ]
+
+
+def _remove_leftovers(dataset: str) -> None:
+    """Temporary files of a killed run; only the holder of the lock may."""
+    if is_local(dataset):
+        for path in local_path(dataset).rglob(".*.tmp"):
+            path.unlink(missing_ok=True)
