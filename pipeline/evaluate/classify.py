@@ -40,12 +40,13 @@ def linear_probe(session: Session) -> tuple[Findings, Head]:
     levels = session.levels()
     fit = session.embeddings(options.fit_split, max(*levels, session.loaded.num_encoder_levels - 1) + 1)
     check_labels(fit.labels, session.label_names, options.fit_split)
+    fit = fit.labelled()
     probes = [
         fit_linear(fit.features[level], fit.labels, session.label_names, level, options.probe, options.seed)
         for level in levels
     ]
     best = max(probes, key=lambda probe: probe.held_out_score)
-    scored = session.embeddings(options.split, len(fit.features))
+    scored = session.embeddings(options.split, len(fit.features)).labelled()
     findings = _score_head(session, best.head, scored)
     tables = [_levels_table(session, probes, best, scored), *findings.tables]
     pictures = [*_level_pictures(probes), *findings.pictures]
@@ -71,7 +72,8 @@ def own_head(session: Session) -> Findings:
             f"(the head knows {', '.join(head.label_names[:8])}{' …' if len(head.label_names) > 8 else ''})"
         )
     level_count = max(head.level + 1, session.loaded.num_encoder_levels)
-    return _score_head(session, head, session.embeddings(session.options.split, level_count))
+    scored = session.embeddings(session.options.split, level_count)
+    return _score_head(session, head, scored if head.task == "multilabel" else scored.labelled())
 
 
 def neighbours(session: Session) -> Findings:
@@ -81,7 +83,7 @@ def neighbours(session: Session) -> Findings:
     level_count = max(level + 1, session.loaded.num_encoder_levels)
     fit = session.embeddings(options.fit_split, level_count)
     check_labels(fit.labels, session.label_names, options.fit_split)
-    scored = session.embeddings(options.split, level_count)
+    fit, scored = fit.labelled(), session.embeddings(options.split, level_count).labelled()
     targets = label_matrix(fit.labels, len(session.label_names))
     scores = neighbour_scores(fit.features[level], targets, scored.features[level], options.knn.neighbours)
     findings = score_classes(session, scores, scored, session.label_names, options.task == "multilabel")

@@ -52,6 +52,20 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def labelled(self) -> Embeddings:
+        """Without the examples that have no label; all of them where any has several (none is then an answer too)."""
+        if all(self.labels) or any(len(classes) > 1 for classes in self.labels):
+            return self
+        rows = np.array([bool(classes) for classes in self.labels])
+        return Embeddings(
+            features=[level[rows] for level in self.features],
+            labels=[classes for classes in self.labels if classes],
+            sources=[source for source, kept in zip(self.sources, rows, strict=True) if kept],
+            start_seconds=self.start_seconds[rows],
+            example_ids=self.example_ids[rows],
+            present={name: flags[rows] for name, flags in self.present.items()},
+        )
+
 
 def embed(
     loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, options: EmbedOptions, cache: str

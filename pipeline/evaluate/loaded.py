@@ -97,8 +97,10 @@ def load_model(folder: str | Path, device: str = "auto") -> LoadedModel:
         if not (folder / name).is_file():
             raise UserError(f"model={folder}: there is no {name}; give a model folder, a checkpoint or a run")
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    model = from_pretrained(folder).to(where).eval()
-    metadata = load_metadata(folder)
+    try:
+        model, metadata = from_pretrained(folder, where), load_metadata(folder)
+    except ValueError as error:
+        raise UserError(f"model={folder} cannot be opened: {error}") from error
     if not metadata.get("data", {}).get("normalisation"):
         raise UserError(f"model={folder}: its config.json has no data card, so its inputs cannot be normalised")
     return LoadedModel(folder, model, metadata, normalisations_from_card(metadata["data"]), where)

@@ -94,10 +94,13 @@ def confusion(predicted: IntArray, labels: IntArray, num_classes: int) -> IntArr
 
 
 def d_prime(area: float) -> float:
-    """Separation of two unit normals whose ROC area is ``area``: sqrt(2) * inverse normal (AudioSet, ICASSP 2017)."""
+    """Separation of two unit normals whose ROC area is ``area``: sqrt(2) * inverse normal (AudioSet, ICASSP 2017).
+
+    The area is held a millionth away from 0 and 1, so that a perfect score is 6.7 and not infinite.
+    """
     from scipy.stats import norm
 
-    return float(np.sqrt(2) * norm.ppf(area))
+    return float(np.sqrt(2) * norm.ppf(np.clip(area, 1e-6, 1 - 1e-6)))
 
 
 def per_class_average_precision(scores: FloatArray, targets: IntArray) -> FloatArray:

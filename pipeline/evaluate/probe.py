@@ -32,8 +32,8 @@ def label_matrix(labels: list[tuple[int, ...]], num_classes: int) -> np.ndarray:
 
 
 def is_multilabel(labels: list[tuple[int, ...]]) -> bool:
-    """Whether any example has more or fewer than one label."""
-    return any(len(classes) != 1 for classes in labels)
+    """Whether any example has more than one label."""
+    return any(len(classes) > 1 for classes in labels)
 
 
 def check_labels(labels: list[tuple[int, ...]], label_names: list[str], split: str) -> None:

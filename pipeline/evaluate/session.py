@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.evaluate.embed import EmbedRequest, Embeddings, embed
+from pipeline.evaluate.embed import Embeddings, EmbedRequest, embed
 from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.shards.manifest import Manifest

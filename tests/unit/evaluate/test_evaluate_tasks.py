@@ -1,0 +1,183 @@
+"""Each task on real shards and a real (untrained) model: the numbers, files and refusals that a user meets."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import AUDIO, IMAGE, ModalitySpec, example, write_dataset, write_model
+
+from pipeline.errors import UserError
+from pipeline.evaluate.head import load_head
+from pipeline.evaluate.loaded import load_model
+from pipeline.evaluate.options import MaskSweepOptions, ProbeOptions
+from pipeline.evaluate.runner import evaluate
+
+
+def test_linear_probe_beats_chance_and_writes_one_page(options):
+    report = evaluate(options(task="linear_probe", probe=ProbeOptions(level="all")))
+    assert report.metrics["top1"].value > 0.7 > report.metrics["chance_top1"].value + 0.3
+    assert report.metrics["top1"].low <= report.metrics["top1"].value <= report.metrics["top1"].high
+    page = Path(report.html_path).read_text()
+    assert "data:image/png;base64," in page
+    assert "<script" not in page
+    saved = json.loads(Path(report.json_path).read_text())
+    assert saved["metrics"]["top1"]["value"] == report.metrics["top1"].value
+    assert {"confusion", "per_class", "projection", "levels"} <= set(saved["figures"])
+    assert all(Path(path).read_bytes()[:4] == b"\x89PNG" for path in saved["figures"].values())
+
+
+def test_exported_probe_gives_the_same_scores_as_task_classification(options, tmp_path):
+    target = tmp_path / "with_head"
+    probed = evaluate(options(task="linear_probe", export=str(target), output=str(tmp_path / "a")))
+    scored = evaluate(options(task="classification", model=str(target), output=str(tmp_path / "b")))
+    assert probed.export == str(target)
+    assert scored.metrics["top1"] == probed.metrics["top1"]
+    head = load_head(target)
+    assert head is not None
+    assert head.label_names == ("red", "green", "blue")
+    before, after = (load_model(folder).model.state_dict() for folder in (options().model, target))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_classification_without_a_head_says_how_to_get_one(options):
+    with pytest.raises(UserError, match="has no head; run hip finetune"):
+        evaluate(options(task="classification"))
+
+
+def test_a_label_that_training_never_saw_is_named(options, tmp_path):
+    target = tmp_path / "with_head"
+    evaluate(options(task="linear_probe", export=str(target)))
+    rows = {"train": [example(0, "train")], "validation": [example(i, "validation") for i in range(4)]}
+    other = write_dataset(tmp_path / "other", rows, labels=("red", "green", "violet"))
+    with pytest.raises(UserError, match="never saw: violet"):
+        evaluate(options(task="classification", model=str(target), shards=other, output=str(tmp_path / "b")))
+
+
+def test_neighbours_beat_chance(options):
+    assert evaluate(options(task="knn")).metrics["top1"].value > 0.6
+
+
+def test_multilabel_scores_clips_not_windows(options, tmp_path):
+    def rows(split, count):
+        return [example(i, split, labels=(i % 3, 1) if i % 3 != 1 else (1,)) for i in range(count)]
+
+    shards = write_dataset(tmp_path / "many", {"train": rows("train", 60), "validation": rows("validation", 30)})
+    report = evaluate(options(task="linear_probe", shards=shards))
+    assert set(report.metrics) == {"mean_average_precision", "roc_area", "d_prime"}
+    assert report.metrics["mean_average_precision"].count == 15  # two windows a clip
+    assert report.metrics["roc_area"].value > 0.7
+
+
+def test_reconstruction_of_an_untrained_model_equals_the_mean_predictor(options):
+    report = evaluate(options(task="reconstruction", mask=MaskSweepOptions(ratios=(0.5, 0.85))))
+    for name in ("image", "audio"):
+        # A fresh HiP reconstructs exactly the mean, so gain is 0 and the error about the variance.
+        assert report.metrics[f"gain_over_mean/{name}/mask_0.85"].value == pytest.approx(0, abs=1e-4)
+        assert report.metrics[f"error/{name}/mask_0.85"].value == pytest.approx(1, abs=0.15)
+    assert "psnr" in report.figures
+
+
+def test_retrieval_reports_both_directions_against_chance(options):
+    report = evaluate(options(task="retrieval"))
+    assert {"image_to_audio/recall_at_1", "audio_to_image/recall_at_10"} <= set(report.metrics)
+    assert report.metrics["image_to_audio/recall_at_10"].value > 10 / 30
+
+
+def test_interrupted_embedding_continues_from_its_pieces(options, monkeypatch, tmp_path):
+    from pipeline.evaluate import embed
+
+    calls = []
+    original = embed.write_piece
+
+    def stop_after_two(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        original(*arguments)
+
+    monkeypatch.setattr(embed, "write_piece", stop_after_two)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(options(task="knn"))
+    pieces = sorted((tmp_path / "evaluation").rglob("rows_*.npz"))
+    stamps = [piece.stat().st_mtime_ns for piece in pieces]
+    monkeypatch.setattr(embed, "write_piece", original)
+    evaluate(options(task="knn"))
+    assert len(pieces) == 2
+    assert [piece.stat().st_mtime_ns for piece in pieces] == stamps
+
+
+def test_embeddings_do_not_depend_on_batch_or_piece_size(options):
+    from pipeline.evaluate.options import EmbedOptions
+    from pipeline.evaluate.session import open_session
+
+    found = []
+    for index, sizes in enumerate(((8, 20), (7, 60))):
+        wanted = options(embed=EmbedOptions(batch_size=sizes[0], chunk_examples=sizes[1]))
+        session = open_session(wanted, wanted.output + str(index))
+        found.append(session.embeddings("train"))
+    for left, right in zip(found[0].features, found[1].features, strict=True):
+        np.testing.assert_allclose(left, right, atol=1e-6)
+    assert found[0].labels == found[1].labels
+
+
+def test_absent_modality_is_hidden_not_zero(options, tmp_path):
+    rows = [example(0, "train"), example(1, "train", without="audio")]
+    shards = write_dataset(tmp_path / "partial", {"train": rows, "validation": rows})
+    model = write_model(tmp_path / "partial_model", shards)
+    from pipeline.evaluate.embed import batch_latents
+    from pipeline.evaluate.session import open_session
+
+    session = open_session(options(shards=shards, model=model), str(tmp_path / "out"))
+    batch = session.reader("train").read(np.array([1]))
+    before = batch_latents(session.loaded, batch, 2)[-1]
+    batch.arrays["audio"][:] = 12345  # what lies in an absent modality's slots must not matter
+    torch.testing.assert_close(batch_latents(session.loaded, batch, 2)[-1], before, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("specs", "named"),
+    [
+        ((IMAGE,), "the model reads 'audio', the data has image"),
+        ((ModalitySpec("image", (4, 16), 3, "uint8", sampling=IMAGE.sampling), AUDIO), r"image\.shape"),
+        ((IMAGE, ModalitySpec("audio", (64,), 1, "int16", sampling={"sample_rate": 16000})), r"audio\.sampling"),
+    ],
+)
+def test_other_data_is_refused_with_the_difference(options, tmp_path, specs, named):
+    rows = [example(i, "train") for i in range(3)]
+    for row in rows:
+        row.arrays.update({name: None for name in ("audio",) if name not in [spec.name for spec in specs]})
+        if len(specs) == 1:
+            row.arrays.pop("audio")
+    shards = write_dataset(tmp_path / "other", {"train": rows, "validation": rows}, specs)
+    with pytest.raises(UserError, match=named):
+        evaluate(options(shards=shards))
+
+
+def test_missing_model_and_corrupt_weights_are_named(options, tmp_path, model_folder):
+    with pytest.raises(UserError, match=r"there is no model\.safetensors"):
+        evaluate(options(model=str(tmp_path / "nothing")))
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for path in Path(model_folder).iterdir():
+        (broken / path.name).write_bytes(path.read_bytes())
+    (broken / "model.safetensors").write_bytes((broken / "model.safetensors").read_bytes()[:-40])
+    with pytest.raises(UserError, match="cannot be opened"):
+        evaluate(options(model=str(broken)))
+
+
+def test_labels_are_escaped_in_the_report(options, tmp_path):
+    nasty = ("<script>alert(1)</script>", "a & b", "$x$")
+    rows = {split: [example(i, split) for i in range(count)] for split, count in (("train", 30), ("validation", 12))}
+    shards = write_dataset(tmp_path / "nasty", rows, labels=nasty)
+    page = Path(evaluate(options(shards=shards)).html_path).read_text()
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)" in page
+
+
+def test_unlabelled_data_is_refused(options, tmp_path):
+    rows = [example(i, "train", labels=()) for i in range(6)]
+    shards = write_dataset(tmp_path / "bare", {"train": rows, "validation": rows})
+    with pytest.raises(UserError, match="has no labels"):
+        evaluate(options(shards=shards))
