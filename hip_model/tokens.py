@@ -180,7 +180,7 @@ def check_inputs(inputs: Mapping[str, Tensor], modalities: Sequence[Modality], d
     for modality in modalities:
         _check_layout(modality, inputs[modality.name], device)
     batches = {name: inputs[name].shape[0] for name in expected}
-    if len(set(batches.values())) > 1:
+    if any(size != batches[expected[0]] for size in batches.values()):  # not a set: sizes are symbols under export
         raise InputError(f"all modalities need the same batch size, got {batches}")
     if device.type == "cpu" and not torch.compiler.is_compiling():
         for modality in modalities:
