@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PreprocessReport:
-    """What a run did; ``counts``: files, done, failed, skipped, duplicates, examples; ``quarantined``: files by reason."""
+    """What a run did. ``counts``: files, done, failed, skipped, duplicates, examples. ``quarantined``: by reason."""
 
     manifest: Manifest
     counts: dict[str, int]
