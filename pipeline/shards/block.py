@@ -30,7 +30,6 @@ class Block:
     """
 
     def __init__(self, batch: pa.RecordBatch, specs: Sequence[ModalitySpec]) -> None:
-        batch.validate()
         self.rows = batch.num_rows
         self._tokens = {spec.name: _token_view(batch.column(spec.name), spec) for spec in specs}
         self._present = {name: _validity(batch.column(name)) for name in self._tokens}

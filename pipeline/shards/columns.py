@@ -68,6 +68,11 @@ class RowBuffer:
         checksum = row_checksum(row.example_id, row.source, start_seconds, labels, hashes)
         self._rows.append((row.example_id, row.source, start_seconds, labels, checksum))
 
+    @property
+    def checksums(self) -> np.ndarray:
+        """Checksum of each row, uint64."""
+        return np.array([row[-1] for row in self._rows], np.uint64)
+
     def batch(self) -> pa.RecordBatch:
         """The rows as one record batch over the buffers; write it before ``clear``."""
         ids, sources, starts, labels, checksums = zip(*self._rows, strict=True)
@@ -98,6 +103,12 @@ def check_row(row: ExampleRow, specs: Sequence[ModalitySpec]) -> None:
     where = f"example at {row.start_seconds} s of {row.source!r}"
     if not isinstance(row.example_id, bytes) or len(row.example_id) != 16:
         raise DataError(f"{where}: example_id must be 16 bytes, got {row.example_id!r}")
+    if any(not -(2**31) <= label < 2**31 for label in row.labels):
+        raise DataError(f"{where}: labels {row.labels} do not fit 32 bits")
+    try:
+        row.source.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: the source's name is not valid UTF-8; rename it") from error
     unknown = row.arrays.keys() - {spec.name for spec in specs}
     if unknown:
         raise DataError(f"{where} has modalities {sorted(unknown)} that this dataset does not store")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import mmap
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Lock
 
 import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.shards.block import Block
+from pipeline.shards.framing import parse_batch
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.record import ShardRecord
-from pipeline.shards.schema import METADATA_KEY, ModalitySpec, shard_schema
+from pipeline.shards.schema import ModalitySpec, shard_schema
 from pipeline.storage import join, local_path
 
 
@@ -22,28 +24,40 @@ class OpenShard:
     """One memory-mapped shard whose record batches are opened on first use.
 
     Raises:
-        DataError: the file is missing, has another size than the manifest says, or is not this dataset's shard.
+        DataError: the file is missing or has another size than the manifest says.
     """
 
-    def __init__(self, path: str, record: ShardRecord, specs: Sequence[ModalitySpec]) -> None:
+    def __init__(self, path: Path, record: ShardRecord, specs: Sequence[ModalitySpec]) -> None:
+        self._record = record
         self._specs = specs
+        self._schema = shard_schema(specs, {})
+        self._blocks: list[Block | None] = [None] * len(record.batches)
         try:
-            source = pa.memory_map(path)
-            if source.size() != record.bytes:
-                raise DataError(f"{record.name} has {source.size()} bytes, the manifest says {record.bytes}")
-            self._file = pa.ipc.open_file(source)
+            with path.open("rb") as stream:
+                size = stream.seek(0, 2)
+                if size != record.bytes:
+                    raise DataError(f"{record.name} has {size} bytes, the manifest says {record.bytes}")
+                self._buffer = pa.py_buffer(mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ))
         except FileNotFoundError as error:
             raise DataError(f"{record.name} is missing") from error
-        except (OSError, pa.ArrowInvalid) as error:
-            raise DataError(f"{record.name} is not a readable Arrow file ({error})") from error
-        check_schema(self._file.schema, record, specs)
-        self._blocks: list[Block | None] = [None] * self._file.num_record_batches
+        except OSError as error:
+            raise DataError(f"{record.name} cannot be read ({error})") from error
 
     def block(self, index: int) -> Block:
-        """The views of record batch ``index``."""
+        """The views of record batch ``index``.
+
+        Raises:
+            DataError: it is not what was written.
+        """
         block = self._blocks[index]
         if block is None:  # two threads may both open it; the result is the same
-            block = self._blocks[index] = open_block(self._file, index, self._specs)
+            record = self._record.batches[index]
+            message = self._buffer.slice(record.offset, record.bytes)
+            try:
+                batch = parse_batch(message, record, self._schema)
+            except DataError as error:
+                raise DataError(f"{self._record.name}: {error}") from error
+            block = self._blocks[index] = Block(batch, self._specs)
         return block
 
 
@@ -65,7 +79,7 @@ class LocalBlocks:
             opened = self._open.get(shard)
             if opened is None:
                 record = self._shards[shard]
-                opened = OpenShard(str(local_path(join(self._uri, record.name))), record, self._specs)
+                opened = OpenShard(local_path(join(self._uri, record.name)), record, self._specs)
                 self._open[shard] = opened
                 if len(self._open) > self._max_open:
                     self._open.popitem(last=False)
@@ -81,32 +95,3 @@ class LocalBlocks:
         """Unmap everything that no batch still uses."""
         with self._lock:
             self._open.clear()
-
-
-def open_block(file: pa.RecordBatchFileReader, index: int, specs: Sequence[ModalitySpec]) -> Block:
-    """Read one record batch (zero-copy from a memory map).
-
-    Raises:
-        DataError: its metadata is damaged.
-    """
-    try:
-        return Block(file.get_batch(index), specs)
-    except (OSError, pa.ArrowInvalid, KeyError, IndexError) as error:
-        raise DataError(f"record batch {index} cannot be read ({error})") from error
-
-
-def check_schema(schema: pa.Schema, record: ShardRecord, specs: Sequence[ModalitySpec]) -> None:
-    """Refuse a shard that describes other modalities than the manifest.
-
-    Raises:
-        DataError: the columns, types, token order or sampling differ.
-    """
-    try:
-        described = json.loads((schema.metadata or {})[METADATA_KEY])
-        same = described["modalities"] == [spec.to_dict() for spec in specs]
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{record.name} does not describe itself; it is damaged or not a shard") from error
-    if not same or not schema.equals(shard_schema(specs, {})):
-        raise DataError(
-            f"{record.name} holds other modalities than the manifest describes; it belongs to another dataset"
-        )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import DataError, UserError
+from pipeline.shards.framing import BatchRecord
 from pipeline.shards.statistics import ChannelSums
 
 _FILE_NAME = re.compile(r"(?P<split>[a-z][a-z0-9_]*)-[0-9]{5,}\.arrow")
@@ -27,6 +28,7 @@ class ShardRecord:
     xxh3_128: str
     statistics: Mapping[str, ChannelSums]
     rows_per_batch: int
+    batches: tuple[BatchRecord, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form; ``from_dict`` reads it back."""
@@ -37,6 +39,7 @@ class ShardRecord:
             "bytes": self.bytes,
             "xxh3_128": self.xxh3_128,
             "rows_per_batch": self.rows_per_batch,
+            "batches": [batch.to_list() for batch in self.batches],
             "statistics": {name: sums.to_dict() for name, sums in self.statistics.items()},
         }
 
@@ -56,14 +59,28 @@ class ShardRecord:
                 xxh3_128=str(values["xxh3_128"]),
                 statistics={name: ChannelSums.from_dict(sums) for name, sums in values["statistics"].items()},
                 rows_per_batch=int(values["rows_per_batch"]),
+                batches=tuple(
+                    BatchRecord(int(offset), int(size), str(header), str(rows))
+                    for offset, size, header, rows in values["batches"]
+                ),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(f"the manifest describes a shard wrongly: {error!r}") from error
-        if record.rows < 0 or record.bytes < 0 or record.rows_per_batch < 1:
-            raise DataError(f"the manifest gives {record.name!r} impossible counts")
+        record.check_counts()
         if split_of(record.name) != record.split:
             raise DataError(f"the manifest puts {record.name!r} into split {record.split!r}; its name says another")
         return record
+
+    def check_counts(self) -> None:
+        """Refuse counts that cannot be true.
+
+        Raises:
+            DataError: negative rows, a wrong number of batches, or a batch outside the file.
+        """
+        wanted = -(-self.rows // self.rows_per_batch) if self.rows_per_batch > 0 else -1
+        inside = all(batch.offset >= 0 and 0 < batch.bytes <= self.bytes - batch.offset for batch in self.batches)
+        if self.rows < 0 or wanted != len(self.batches) or not inside:
+            raise DataError(f"the manifest gives {self.name!r} impossible counts")
 
 
 def split_of(file_name: str) -> str:

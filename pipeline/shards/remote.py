@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import uuid
 from collections import OrderedDict
@@ -14,9 +15,10 @@ import pyarrow as pa
 
 from pipeline.errors import DataError, InfrastructureError, UserError
 from pipeline.shards.block import Block
-from pipeline.shards.local import check_schema, open_block
+from pipeline.shards.framing import BatchRecord, parse_batch
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.record import ShardRecord
+from pipeline.shards.schema import shard_schema
 from pipeline.storage import explain_os_error, join, redact, resolve
 
 _OPEN_FILES = 64
@@ -58,14 +60,13 @@ class CacheFolder:
             return None
         return path
 
-    def store(self, name: str, batch: pa.RecordBatch) -> Path:
-        """Write one record batch as its own Arrow file and make room for it."""
+    def store(self, name: str, content: pa.Buffer) -> Path:
+        """Write one file and make room for it."""
         path = self._folder / name
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
-                writer.write_batch(batch)
+            temporary.write_bytes(content)
             temporary.replace(path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
@@ -79,7 +80,7 @@ class CacheFolder:
 
     def _evict(self, keep: Path) -> None:
         found = []
-        for path in self._folder.rglob("*.arrow"):
+        for path in self._folder.rglob("*.batch"):
             try:
                 status = path.stat()
             except FileNotFoundError:  # another process made room too
@@ -107,7 +108,8 @@ class RemoteBlocks:
         self._uri = uri
         self._specs = manifest.modalities
         self._shards = shards
-        largest = max((shard.bytes * shard.rows_per_batch // max(1, shard.rows) for shard in shards), default=0)
+        self._schema = shard_schema(self._specs, {})
+        largest = max((batch.bytes for shard in shards for batch in shard.batches), default=0)
         if cache.limit_bytes < 4 * largest:
             raise UserError(
                 f"cache.limit_gib={cache.limit_gib} holds fewer than four record batches of {largest / 2**20:.0f} MiB; "
@@ -115,7 +117,7 @@ class RemoteBlocks:
             )
         folder = Path(cache.folder).expanduser() / manifest.fingerprint.removeprefix("sha256:")[:24]
         self._cache = CacheFolder(folder, cache.limit_bytes)
-        self._files: OrderedDict[int, pa.RecordBatchFileReader] = OrderedDict()
+        self._files: OrderedDict[int, pa.NativeFile] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._lock = Lock()
         self._shard_locks = [Lock() for _ in shards]
@@ -147,7 +149,7 @@ class RemoteBlocks:
             self._files.clear()
 
     def _name(self, shard: int, index: int) -> str:
-        return f"{self._shards[shard].name.removesuffix('.arrow')}-{index:05d}.arrow"
+        return f"{self._shards[shard].name.removesuffix('.arrow')}-{index:05d}.batch"
 
     def _recall(self, key: tuple[int, int]) -> Block | None:
         with self._lock:
@@ -158,32 +160,42 @@ class RemoteBlocks:
 
     def _open(self, shard: int, index: int) -> Block:
         name = self._name(shard, index)
-        path = self._cache.find(name) or self._cache.store(name, self._fetch(shard, index))
-        return open_block(pa.ipc.open_file(pa.memory_map(str(path))), 0, self._specs)
-
-    def _fetch(self, shard: int, index: int) -> pa.RecordBatch:
+        record = self._shards[shard].batches[index]
+        path = self._cache.find(name) or self._cache.store(name, self._fetch(shard, record))
         try:
-            return self._file(shard).get_batch(index)
-        except pa.ArrowInvalid as error:
-            raise DataError(f"record batch {index} of {self._shards[shard].name} cannot be read ({error})") from error
-        except OSError as error:
-            where = redact(join(self._uri, self._shards[shard].name))
-            raise InfrastructureError(f"reading {where} failed: {error}; the same command may work later") from error
+            return Block(parse_batch(_map(path), record, self._schema), self._specs)
+        except DataError:  # the copy on this machine may be what is damaged
+            path = self._cache.store(name, self._fetch(shard, record))
+        try:
+            return Block(parse_batch(_map(path), record, self._schema), self._specs)
+        except DataError as error:
+            raise DataError(f"{self._shards[shard].name}: {error}") from error
 
-    def _file(self, shard: int) -> pa.RecordBatchFileReader:
+    def _fetch(self, shard: int, record: BatchRecord) -> pa.Buffer:
+        """The bytes of one record batch, by one ranged read."""
+        where = redact(join(self._uri, self._shards[shard].name))
+        try:
+            content = self._file(shard).read_at(record.bytes, record.offset)
+        except FileNotFoundError as error:
+            raise DataError(f"{where} is missing") from error
+        except OSError as error:
+            raise InfrastructureError(f"reading {where} failed: {error}; the same command may work later") from error
+        return pa.py_buffer(content)
+
+    def _file(self, shard: int) -> pa.NativeFile:
         with self._lock:
             if shard in self._files:
                 self._files.move_to_end(shard)
                 return self._files[shard]
-        record = self._shards[shard]
-        system, path = resolve(join(self._uri, record.name))
+        system, path = resolve(join(self._uri, self._shards[shard].name))
         source = system.open_input_file(path)
-        if source.size() != record.bytes:
-            raise DataError(f"{record.name} has {source.size()} bytes, the manifest says {record.bytes}")
-        file = pa.ipc.open_file(source)
-        check_schema(file.schema, record, self._specs)
         with self._lock:
-            self._files[shard] = file
+            self._files[shard] = source
             if len(self._files) > _OPEN_FILES:
                 self._files.popitem(last=False)
-        return file
+        return source
+
+
+def _map(path: Path) -> pa.Buffer:
+    with path.open("rb") as stream:
+        return pa.py_buffer(mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ))

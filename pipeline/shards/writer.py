@@ -10,11 +10,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
 from pipeline.shards.checksum import HashingSink
 from pipeline.shards.columns import RowBuffer, check_row
+from pipeline.shards.framing import describe_batches
 from pipeline.shards.record import ShardRecord, shard_file_name, split_of
 from pipeline.shards.schema import ExampleRow, ModalitySpec, rows_per_batch, shard_schema
 from pipeline.shards.statistics import ChannelSums
@@ -41,6 +43,8 @@ class ShardWriter:
         self._specs = tuple(specs)
         self._batch_rows = rows_per_batch(self._specs)
         self._rows = 0
+        self._batch_ends: list[int] = []
+        self._row_checksums: list[np.ndarray] = []
         self._sums: dict[str, ChannelSums] = {}
         schema = shard_schema(self._specs, metadata or {})
         self._buffer = RowBuffer(self._specs, schema, self._batch_rows)
@@ -84,6 +88,7 @@ class ShardWriter:
             self._ipc.close()
             os.fsync(self._file.fileno())
             self._file.close()
+            batches = describe_batches(self._temporary, self._batch_ends, self._row_checksums)
             self._publish()
         except OSError as error:
             self.abort()
@@ -96,6 +101,7 @@ class ShardWriter:
             xxh3_128=self._sink.hexdigest(),
             statistics={spec.name: self._sums[spec.name] for spec in self._specs if spec.name in self._sums},
             rows_per_batch=self._batch_rows,
+            batches=batches,
         )
 
     def abort(self) -> None:
@@ -118,6 +124,8 @@ class ShardWriter:
         except OSError as error:
             self.abort()
             raise explain_os_error(error, join(self._folder, self.name)) from error
+        self._batch_ends.append(self._sink.size_bytes)
+        self._row_checksums.append(self._buffer.checksums)
         self._buffer.clear()
 
     def _publish(self) -> None:
