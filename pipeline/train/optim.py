@@ -11,19 +11,19 @@ from torch import Tensor, nn
 
 from pipeline.train.options import OptimOptions
 
-# Learned inputs and positions: many rows, each seen rarely, so decay would pull them to zero.
-_TABLE_NAME = re.compile(r"(^|[._])(tables?|latents?|positions?|position_\w*|pos_\w*|embeddings?)($|[._])")
-_POSITION_NAME = re.compile(r"(^|[._])(position|pos)")
+# Learned inputs and positions: many rows, each needed rarely, which decay would pull to zero.
+_TABLE_NAME = re.compile(r"(^|\.)(positions|latents)\.")
+_POSITION_NAME = re.compile(r"(^|\.)positions\.")
 
 
 def is_position_table(name: str) -> bool:
     """Whether a parameter is a learned position table, by its name."""
-    return bool(_POSITION_NAME.search(name)) and "project" not in name
+    return bool(_POSITION_NAME.search(name))
 
 
 def decays(name: str, parameter: Tensor) -> bool:
-    """Whether weight decay applies: matrices of linear layers only."""
-    return parameter.ndim >= 2 and not name.endswith("bias") and not _TABLE_NAME.search(name) and "norm" not in name
+    """Whether weight decay applies: the matrices of linear layers only."""
+    return parameter.ndim >= 2 and not _TABLE_NAME.search(name)
 
 
 def parameter_groups(
@@ -67,7 +67,9 @@ def build_optimizer(groups: list[dict[str, Any]], options: OptimOptions) -> torc
 class Lamb(torch.optim.Optimizer):
     """LAMB (You et al. 2020, algorithm 2): Adam's direction, scaled to each tensor's own norm."""
 
-    def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6) -> None:
+    def __init__(
+        self, groups: list[dict[str, Any]], betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-6
+    ) -> None:
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": eps, "weight_decay": 0.0, "lr_scale": 1.0})
 
     @torch.no_grad()

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from pipeline.errors import UserError, nearest
+from pipeline.ingest.options import IngestOptions
 from pipeline.tracking.options import TrackingOptions
 
 
@@ -68,9 +69,9 @@ class MaskOptions:
     per_modality: dict[str, float] = field(default_factory=dict)  # ratio of single modalities
 
     def __post_init__(self) -> None:
-        between("mask.ratio", self.ratio, 0.0, 0.999)
+        between("mask.ratio", self.ratio, 0.001, 0.999)
         for name, ratio in self.per_modality.items():
-            between(f"mask.per_modality.{name}", ratio, 0.0, 0.999)
+            between(f"mask.per_modality.{name}", ratio, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -308,6 +309,7 @@ class PretrainOptions:
     guards: GuardOptions = field(default_factory=GuardOptions)
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
     figures: FigureOptions = field(default_factory=FigureOptions)
+    ingest: IngestOptions = field(default_factory=IngestOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:

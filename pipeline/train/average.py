@@ -1,0 +1,42 @@
+"""Keeps the moving average of the weights, on rank 0."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from safetensors.torch import load_file
+
+from pipeline.storage import join, local_path
+from pipeline.train.hooks import Hook
+from pipeline.train.optim import WeightAverage
+
+if TYPE_CHECKING:
+    from pipeline.train.loop import Trainer
+
+
+class Average(Hook):
+    """Moves the average after each applied step; it is written into checkpoints as ``average.safetensors``."""
+
+    name = "average"
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.average: WeightAverage | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Start from the weights, or from the checkpoint's average."""
+        if trainer.rank == 0:
+            self.average = WeightAverage(dict(trainer.engine.module.named_parameters()), self.decay)
+            if trainer.last_checkpoint is not None:
+                self.on_roll_back(trainer, trainer.last_checkpoint)
+
+    def on_roll_back(self, trainer: Trainer, checkpoint: str) -> None:
+        """Take the average of a checkpoint."""
+        if self.average is not None:
+            for name, value in load_file(local_path(join(checkpoint, "average.safetensors"))).items():
+                self.average.weights[name].copy_(value)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Follow the weights."""
+        if self.average is not None and trainer.recent[-1].result.applied:
+            self.average.update(dict(trainer.engine.module.named_parameters()))

@@ -1,0 +1,147 @@
+"""The model, the data and their fit: everything made from options that training, planning and tuning share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hip_model import ConfigError, Modality, available_models, build_model
+from hip_model.accounting import forward_flops
+from hip_model.autoencoder import LossConfig, MaskedAutoencoder
+from hip_model.export import save_pretrained
+from hip_model.masking import MaskConfig
+from hip_model.normalisation import Normalisation
+from pipeline.errors import UserError, nearest
+from pipeline.ingest.loader import BatchLoader
+from pipeline.ingest.order import ExampleOrder
+from pipeline.seeding import derive_seed
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import ShardReader
+from pipeline.train.options import PretrainOptions
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAutoencoder:
+    """The model with its mask and loss, initialised from ``options.seed`` alone.
+
+    Raises:
+        UserError: an unknown name, or an option that does not fit the model or the data.
+    """
+    if options.model.name not in available_models():
+        raise UserError(f"model.name={options.model.name}: {nearest(options.model.name, available_models())}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(options.seed, "weights"))
+        try:
+            model = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
+            return MaskedAutoencoder(model, mask_config(options), loss_config(options), normalisation_of(manifest))
+        except ConfigError as error:
+            raise UserError(f"model={options.model.name} does not fit {options.shards}: {error}") from error
+
+
+def modalities_of(manifest: Manifest) -> list[Modality]:
+    """The dataset's modalities as a model sees them."""
+    return [spec.to_modality() for spec in manifest.modalities]
+
+
+def mask_config(options: PretrainOptions) -> MaskConfig:
+    """The model's form of ``mask``."""
+    return MaskConfig(options.mask.policy, options.mask.ratio, options.mask.per_modality)
+
+
+def loss_config(options: PretrainOptions) -> LossConfig:
+    """The model's form of ``loss``."""
+    return LossConfig(options.loss.on, options.loss.weights)
+
+
+def normalisation_of(manifest: Manifest) -> dict[str, Normalisation]:
+    """Means and deviations of the training split, in raw units."""
+    dtypes = {spec.name: spec.dtype for spec in manifest.modalities}
+    return {name: Normalisation(mean, std, dtypes[name]) for name, (mean, std) in manifest.normalisation().items()}
+
+
+def is_complete_data(manifest: Manifest) -> bool:
+    """Whether every training example has every modality."""
+    found, wanted = manifest.statistics(TRAIN), manifest.num_examples(TRAIN)
+    return all(spec.name in found and found[spec.name].examples == wanted for spec in manifest.modalities)
+
+
+def flops_per_example(model: nn.Module, options: PretrainOptions) -> float:
+    """Forward matrix-product FLOPs of one masked example."""
+    return float(forward_flops(model.config, model.modalities, mask_config(options)))
+
+
+def recompute_blocks(model: nn.Module) -> None:
+    """Keep only the inputs of each block and compute the rest again in the backward pass."""
+    for block in model.blocks:
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Compile block by block: smaller graphs, one compilation for equal blocks."""
+    for block in model.blocks:
+        block.compile()
+
+
+@dataclass
+class TrainingData:
+    """The shards of one worker."""
+
+    options: PretrainOptions
+    reader: ShardReader
+    order: ExampleOrder
+    rank: int
+    workers: int
+    pin_memory: bool = False
+
+    @classmethod
+    def open(cls, options: PretrainOptions, rank: int, workers: int, pin_memory: bool = False) -> TrainingData:
+        """Open the training split.
+
+        Raises:
+            UserError: no dataset, or no training split in it.
+        """
+        ingest = options.ingest
+        reader = ShardReader(options.shards, TRAIN, cache=ingest.cache)
+        bounds = reader.block_bounds() if ingest.order == "blocks" else None
+        order = ExampleOrder(
+            len(reader), options.seed, reader.manifest.fingerprint, ingest.order, bounds, ingest.window_blocks
+        )
+        return cls(options, reader, order, rank, workers, pin_memory)
+
+    def loader(self, start_examples: int) -> BatchLoader:
+        """Batches from a position on."""
+        return BatchLoader(
+            self.reader,
+            self.order,
+            self.options.batch.global_size,
+            self.rank,
+            self.workers,
+            start_examples,
+            options=self.options.ingest,
+            pin_memory=self.pin_memory,
+        )
+
+
+@dataclass
+class ModelExport:
+    """Writes the portable model from float32 weights by name, whatever the engine holds."""
+
+    autoencoder: MaskedAutoencoder
+    metadata: Mapping[str, object]
+
+    def __call__(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
+        """Write ``model.safetensors`` and ``config.json``, and the averaged weights if there are any."""
+        model = self.autoencoder.model
+        state = {name: model.get_buffer(name) for name in model.state_dict() if name in dict(model.named_buffers())}
+        state |= {name.removeprefix("model."): value for name, value in weights.items()}
+        save_pretrained(model, folder, self.metadata, state)
+        if average is not None:
+            save_file({name: value.contiguous() for name, value in average.items()}, folder / "average.safetensors")

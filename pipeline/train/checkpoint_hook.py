@@ -1,0 +1,57 @@
+"""When checkpoints are written."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pipeline.errors import InfrastructureError
+from pipeline.train.guards import Guard
+from pipeline.train.hooks import Hook
+
+if TYPE_CHECKING:
+    from pipeline.train.loop import Trainer
+
+logger = logging.getLogger(__name__)
+
+_FAILURES_TO_STOP = 3
+
+
+class Checkpoints(Hook):
+    """Saves at the start (so that there is always something to go back to), at intervals, and at the end.
+
+    A failed save does not stop training until it is the third in a row, or the last one.
+    """
+
+    name = "checkpoints"
+
+    def __init__(self, guard: Guard) -> None:
+        self.guard = guard
+        self.failures = 0
+        self._due = False
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Save step 0: shows a full disk or a missing share before the long wait."""
+        if trainer.last_checkpoint is None:
+            trainer.save()
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Save at the interval, or as soon after it as the run is healthy."""
+        step = trainer.state.step
+        self._due = self._due or step % trainer.options.checkpoint.every_steps == 0
+        if not self._due or trainer.pending or not self.guard.is_healthy or step >= trainer.total_steps:
+            return
+        try:
+            trainer.save()
+            self.failures, self._due = 0, False
+        except InfrastructureError as error:
+            self.failures += 1
+            self._due = False
+            if trainer.rank == 0:
+                logger.error("%s; training goes on (%d of %d failures)", error, self.failures, _FAILURES_TO_STOP)
+            if self.failures >= _FAILURES_TO_STOP:
+                raise
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Save the result."""
+        trainer.save()

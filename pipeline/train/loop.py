@@ -1,0 +1,205 @@
+"""The training loop: batches in, steps applied, facts out. Everything else is a hook."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.distributed as distributed
+
+from hip_model.masking import mask_seeds
+from pipeline.errors import Interrupted
+from pipeline.ingest.loader import BatchLoader, LoadedBatch
+from pipeline.seeding import derive_seed
+from pipeline.tracking.client import Tracker
+from pipeline.train.checkpoint import CheckpointWriter, NamedStates, read_state
+from pipeline.train.engine import Engine
+from pipeline.train.hooks import Hook
+from pipeline.train.options import PretrainOptions
+from pipeline.train.schedule import learning_rate_scale
+from pipeline.train.state import TrainerState
+from pipeline.train.steps import END, INTERRUPT, StepFacts, StepRecord, gather
+from pipeline.train.weighting import count_present, weighted_loss
+
+logger = logging.getLogger(__name__)
+
+
+class StopFlag(Protocol):
+    """Anything that knows whether someone asked the run to stop."""
+
+    def is_set(self) -> bool:
+        """Whether to stop after this step."""
+
+
+@dataclass
+class Trainer:
+    """All parts of one worker's training, wired in ``worker.py``."""
+
+    options: PretrainOptions
+    engine: Engine
+    open_loader: Callable[[int], BatchLoader]  # from a position in examples
+    state: TrainerState
+    total_steps: int
+    modalities: tuple[str, ...]
+    checkpoints: CheckpointWriter
+    hooks: Sequence[Hook]
+    tracker: Tracker  # writes on rank 0 only
+    stop: StopFlag
+    accumulation_steps: int = 1
+    rank: int = 0
+    workers: int = 1
+    check_every_steps: int = 1
+    beat: Callable[[], None] = lambda: None  # tells the watchdog that this worker lives
+    data_is_complete: bool = True  # every example has every modality
+    last_checkpoint: str | None = None
+    pending: list[StepRecord] = field(default_factory=list)
+    recent: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=256))
+    ending: bool = False  # rank 0 was told to end the run early
+    stop_code: int = 0
+
+    def learning_rate(self) -> float:
+        """The rate of the next step."""
+        peak = self.options.optim.peak_learning_rate(self.options.batch.global_size)
+        return peak * learning_rate_scale(self.options.schedule, self.state.step, self.total_steps)
+
+    def save(self) -> None:
+        """Write a checkpoint of this moment."""
+        self.state.optimizer_steps = self.engine.optimizer_steps()
+        self.state.engine = self.engine.extra_state()
+        self.state.hooks = {hook.name: hook.state() for hook in self.hooks}
+        self.last_checkpoint = self.checkpoints.save(self.engine, self.state)
+        self.checkpoints.prune()
+
+    def roll_back(self) -> None:
+        """Put the last checkpoint's weights and moments back; step and position stay, so its bad examples are left behind."""
+        assert self.last_checkpoint is not None
+        logger.warning("step %d: back to the weights of %s", self.state.step, self.last_checkpoint)
+        earlier = read_state(self.last_checkpoint)
+        self.engine.load_named_state(NamedStates(self.last_checkpoint), earlier.optimizer_steps)
+        self.engine.load_extra_state(earlier.engine)
+        for hook in self.hooks:
+            hook.on_roll_back(self, self.last_checkpoint)
+        self.save()
+
+    def example_ids_of(self, step: int) -> list[int]:
+        """The ids of a recent step's global batch; called by all workers together."""
+        mine = [record.example_ids.tolist() for record in self.recent if record.step == step]
+        if self.workers == 1:
+            return [value for ids in mine for value in ids]
+        everyone: list[list[list[int]]] = [[] for _ in range(self.workers)]
+        distributed.all_gather_object(everyone, mine)
+        return [value for worker in everyone for ids in worker for value in ids]
+
+    def wanted_stop(self) -> int:
+        """What this worker knows of a wish to stop."""
+        return INTERRUPT if self.stop.is_set() else END if self.ending else 0
+
+
+def train(trainer: Trainer) -> None:
+    """Run to the last step.
+
+    Raises:
+        Interrupted: someone asked to stop; state is saved.
+        TrainingDiverged: the guards gave up.
+        InfrastructureError: checkpoints cannot be written.
+    """
+    for hook in trainer.hooks:
+        hook.on_start(trainer)
+    with trainer.open_loader(trainer.state.examples_consumed) as loader:
+        while trainer.state.step < trainer.total_steps:
+            record = train_step(trainer, next(loader))
+            trainer.pending.append(record)
+            trainer.recent.append(record)
+            if is_check_step(trainer):
+                facts = gather(trainer.pending, trainer.workers, trainer.wanted_stop())
+                trainer.pending = []
+                notify(trainer, facts)
+            for hook in trainer.hooks:
+                hook.on_step(trainer)
+            if trainer.stop_code == END:
+                break
+            if trainer.stop_code == INTERRUPT:
+                trainer.save()
+                raise Interrupted(f"stopped at step {trainer.state.step} of {trainer.total_steps}, state saved")
+    for hook in trainer.hooks:
+        hook.on_end(trainer)
+
+
+def train_step(trainer: Trainer, batch: LoadedBatch) -> StepRecord:
+    """One optimizer step over this worker's slice of a global batch, in micro-batches."""
+    began = time.perf_counter()
+    options, state, engine = trainer.options, trainer.state, trainer.engine
+    torch.manual_seed(
+        derive_seed(options.seed, "step", state.step, trainer.rank)
+    )  # dropout: no generator state to save
+    record = StepRecord(
+        step=state.step + 1,
+        examples_consumed=batch.examples_consumed,
+        learning_rate=trainer.learning_rate(),
+        example_ids=batch.example_ids,
+        global_batch_size=options.batch.global_size,
+        modalities=trainer.modalities,
+        wait_seconds=batch.wait_seconds,
+    )
+    totals = None
+    if not trainer.data_is_complete:
+        totals = count_present(batch, trainer.modalities, trainer.workers, engine.device)
+    for part, weight, last in micro_batches(batch, trainer.accumulation_steps, options.batch.global_size):
+        inputs = {name: value.to(engine.device, non_blocking=True) for name, value in part.inputs.items()}
+        present = {name: value.to(engine.device, non_blocking=True) for name, value in part.present.items()}
+        seeds = mask_seeds(options.seed, part.epochs, part.example_ids).to(engine.device, non_blocking=True)
+        whole = all(bool(value.all()) for value in part.present.values())
+        output = engine.forward(inputs=inputs, mask_seed=seeds, present=None if whole else present)
+        seen = {name: present[name].sum() * (weight > 0) for name in trainer.modalities}
+        loss = weighted_loss(output, weight, seen, totals, options.loss.weights)
+        engine.backward(loss, last)
+        record.add(loss, output.per_modality_loss, output.psnr, seen)
+    record.result = engine.step(record.learning_rate)
+    state.step += 1
+    state.examples_consumed = batch.examples_consumed
+    record.seconds = time.perf_counter() - began + batch.wait_seconds
+    trainer.beat()
+    return record
+
+
+def micro_batches(batch: LoadedBatch, parts: int, global_size: int) -> Iterator[tuple[LoadedBatch, float, bool]]:
+    """Cut a slice into ``parts``; each with the weight that makes the losses of all workers sum to the global mean.
+
+    Every worker yields the same number of parts, for collectives must match; one without examples repeats the first
+    example with weight 0.
+    """
+    count = len(batch.example_ids)
+    bounds = [round(index * count / parts) for index in range(parts + 1)]
+    for index in range(parts):
+        start, end = bounds[index], bounds[index + 1]
+        rows = slice(start, end) if end > start else slice(0, 1)
+        part = LoadedBatch(
+            {name: value[rows] for name, value in batch.inputs.items()},
+            {name: value[rows] for name, value in batch.present.items()},
+            batch.example_ids[rows],
+            batch.epochs[rows],
+            batch.labels[rows],
+            batch.sources[rows],
+            batch.examples_consumed,
+            batch.wait_seconds,
+        )
+        yield part, (end - start) / global_size, index == parts - 1
+
+
+def is_check_step(trainer: Trainer) -> bool:
+    """Whether pending steps must be looked at now: at intervals, before a checkpoint, and at the end."""
+    step = trainer.state.step
+    due = (trainer.check_every_steps, trainer.options.checkpoint.every_steps, trainer.options.metrics.every_steps)
+    return step >= trainer.total_steps or any(step % every == 0 for every in due)
+
+
+def notify(trainer: Trainer, facts: Sequence[StepFacts]) -> None:
+    """Show the hooks what happened."""
+    trainer.stop_code = facts[-1].stop_code
+    for hook in trainer.hooks:
+        hook.on_facts(trainer, facts)

@@ -1,0 +1,113 @@
+"""What a run will be, worked out without starting anything."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hip_model.accounting import optimizer_bytes
+from pipeline.errors import UserError
+from pipeline.shards.manifest import Manifest
+from pipeline.storage import is_local, join, local_path
+from pipeline.train.build import TRAIN, build_autoencoder, flops_per_example
+from pipeline.train.checks import accumulation_steps
+from pipeline.train.options import PretrainOptions
+from pipeline.train.resume import config_hash, options_to_dict, run_name
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The figures of a run."""
+
+    run_name: str
+    run_folder: str
+    model_name: str
+    parameters: int
+    num_examples: int
+    total_steps: int
+    global_batch_size: int
+    workers: int
+    accumulation_steps: int
+    peak_learning_rate: float
+    train_flops_per_example: float
+    state_bytes_per_worker: int
+    checkpoint_bytes: int
+    engine: str
+
+
+def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
+    """Resolve everything and check that model and data fit.
+
+    Raises:
+        UserError: no training examples, or a model that does not fit the data.
+    """
+    if not manifest.splits.get(TRAIN):
+        raise UserError(
+            f"{options.shards} has no examples in split {TRAIN!r}; it has {manifest.splits or 'none at all'}"
+        )
+    name = run_name(options, config_hash(options_to_dict(options)), manifest.fingerprint)
+    storage = str(local_path(options.storage)) if is_local(options.storage) else options.storage
+    with torch.device("meta"):
+        autoencoder = build_autoencoder(options, manifest)
+    parameters = sum(p.numel() for p in autoencoder.parameters())
+    workers = max(1, options.scale.workers)
+    stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
+    batch = options.batch
+    return Plan(
+        run_name=name,
+        run_folder=join(storage, name),
+        model_name=options.model.name,
+        parameters=parameters,
+        num_examples=manifest.num_examples(TRAIN),
+        total_steps=options.duration.total_steps(manifest.num_examples(TRAIN), batch.global_size),
+        global_batch_size=batch.global_size,
+        workers=workers,
+        accumulation_steps=accumulation_steps(batch.global_size, batch.per_worker_size, workers),
+        peak_learning_rate=options.optim.peak_learning_rate(batch.global_size),
+        train_flops_per_example=3 * flops_per_example(autoencoder.model, options),
+        state_bytes_per_worker=optimizer_bytes(parameters, options.engine.precision != "fp32", stage, workers),
+        checkpoint_bytes=parameters * 16,
+        engine=f"{options.engine.kind} ZeRO-{stage} {options.engine.precision}"
+        if stage or options.engine.kind == "deepspeed"
+        else f"torch {options.engine.precision}",
+    )
+
+
+def describe(planned: Plan) -> str:
+    """The plan as a few lines."""
+    epochs = planned.total_steps * planned.global_batch_size / planned.num_examples
+    rows = [
+        ("run", f"{planned.run_name} in {planned.run_folder}"),
+        ("model", f"{planned.model_name}, {planned.parameters:,} parameters"),
+        ("data", f"{planned.num_examples:,} training examples, {epochs:.1f} epochs"),
+        (
+            "steps",
+            f"{planned.total_steps:,} of {planned.global_batch_size} examples "
+            f"({planned.workers} workers, {planned.accumulation_steps} micro-batches each)",
+        ),
+        ("engine", f"{planned.engine}, peak learning rate {planned.peak_learning_rate:.3g}"),
+        ("compute", f"{planned.train_flops_per_example / 1e9:.3g} GFLOP an example, "
+                    f"{planned.train_flops_per_example * planned.total_steps * planned.global_batch_size / 1e15:.3g} PFLOP in all"),
+        ("memory", f"{planned.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and moments a worker"),
+        ("checkpoint", f"{planned.checkpoint_bytes / 2**30:.2f} GiB each"),
+    ]  # fmt: skip
+    return "\n".join(f"{key:<11}{value}" for key, value in rows)
+
+
+@functools.cache
+def code_version() -> str:
+    """The package version, with the commit when run from a checkout."""
+    version = importlib.metadata.version("hip-pipeline")
+    try:
+        commit = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=True,
+        ).stdout.strip()  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return version
+    return f"{version}+{commit}"

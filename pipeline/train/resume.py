@@ -1,0 +1,144 @@
+"""Same name, same run: what a run folder says about itself, and whether it may be continued."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import uuid
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pipeline.errors import UserError
+from pipeline.storage import exists, join, read_bytes, redact, write_atomic
+from pipeline.train.checkpoint import latest_checkpoint
+from pipeline.train.options import PretrainOptions
+
+# What may change between the starts of one run without changing what it computes, but for summation order and length.
+MAY_CHANGE = (
+    "shards", "storage", "resume", "dry_run", "run", "duration", "scale", "checkpoint", "validation", "metrics",
+    "figures", "tracking", "ray", "guards", "batch.per_worker_size", "ingest.prefetch_batches", "ingest.threads",
+    "ingest.cache", "engine.kind", "engine.stage", "engine.offload_optimizer", "engine.activation_checkpointing",
+    "engine.compile", "engine.collective_timeout_seconds",
+)  # fmt: skip
+
+RUNNING, FINISHED, FAILED, INTERRUPTED, DIVERGED = "running", "finished", "failed", "interrupted", "diverged"
+
+
+@dataclass
+class RunRecord:
+    """The content of ``run.json``."""
+
+    name: str
+    status: str
+    options: dict[str, Any]
+    config_hash: str
+    fingerprint: str
+    code_version: str
+    key: str = field(default_factory=lambda: uuid.uuid4().hex)  # finds the tracked run again
+    tracking_run_id: str | None = None
+    attempts: int = 0
+    created_seconds: float = field(default_factory=time.time)
+    updated_seconds: float = field(default_factory=time.time)
+    message: str = ""
+    step: int = 0
+    examples_consumed: int = 0
+    checkpoint: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    format_version: int = 1
+
+    def write(self, run_folder: str) -> None:
+        """Replace ``run.json``."""
+        self.updated_seconds = time.time()
+        write_atomic(join(run_folder, "run.json"), json.dumps(asdict(self), indent=1, default=str).encode())
+
+    @classmethod
+    def read(cls, run_folder: str) -> RunRecord | None:
+        """What is there, or none."""
+        if not exists(join(run_folder, "run.json")):
+            return None
+        values = json.loads(read_bytes(join(run_folder, "run.json")))
+        return cls(**{key: value for key, value in values.items() if key in cls.__dataclass_fields__})
+
+
+def options_to_dict(options: PretrainOptions) -> dict[str, Any]:
+    """The resolved options as plain JSON values, without credentials."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
+    return {key: redact(value) if isinstance(value, str) else value for key, value in values.items()}
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def defining(values: dict[str, Any]) -> dict[str, Any]:
+    """The options that decide what a run computes, by dotted name."""
+    flat = flatten(values)
+    return {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+    }
+
+
+def config_hash(values: dict[str, Any]) -> str:
+    """Equal for options that compute the same."""
+    return hashlib.sha256(json.dumps(defining(values), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def run_name(options: PretrainOptions, hash_of_config: str, fingerprint: str) -> str:
+    """The name given, or one that the same command on the same data finds again."""
+    if options.run.name is not None:
+        return options.run.name
+    data = hashlib.sha256(f"{hash_of_config}{fingerprint}".encode()).hexdigest()[:8]
+    return f"{options.model.name}-{data}"
+
+
+def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> RunRecord:
+    """The record to go on with: that of the folder if it is the same run, else ``fresh``.
+
+    Raises:
+        UserError: ``resume=never`` and there is one, ``resume=must`` and there is none, or it is another run.
+    """
+    found = RunRecord.read(run_folder)
+    checkpoint = latest_checkpoint(run_folder)
+    if options.resume == "must" and checkpoint is None:
+        raise UserError(f"resume=must, but {redact(run_folder)} has no checkpoint; use resume=auto to start the run")
+    if found is None:
+        return fresh
+    if options.resume == "never":
+        raise UserError(
+            f"run {found.name} exists in {redact(run_folder)} ({found.status}) and resume=never; "
+            "choose another run.name, or resume=auto to continue it"
+        )
+    differences = differing(found, fresh)
+    if differences and checkpoint is not None:
+        raise UserError(
+            f"run {found.name} in {redact(run_folder)} was started differently:\n  " + "\n  ".join(differences) + "\n"
+            "give the same values to continue it, or another run.name to start a new one"
+        )
+    if checkpoint is None:  # it never got anywhere: nothing to keep but its identity
+        fresh.key, fresh.tracking_run_id, fresh.attempts = found.key, found.tracking_run_id, found.attempts
+        return fresh
+    found.options, found.code_version = fresh.options, fresh.code_version
+    return found
+
+
+def differing(found: RunRecord, fresh: RunRecord) -> list[str]:
+    """One line per option that keeps a run from being continued."""
+    before, now = defining(found.options), defining(fresh.options)
+    lines = [
+        f"{key}: {before.get(key, '(absent)')} then, {now.get(key, '(absent)')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key)
+    ]
+    if found.fingerprint != fresh.fingerprint:
+        lines.append(f"dataset fingerprint: {found.fingerprint[:19]} then, {fresh.fingerprint[:19]} now")
+    return lines

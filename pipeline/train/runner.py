@@ -1,0 +1,287 @@
+"""``hip pretrain`` from the outside: check, plan, start workers, watch over them, tell how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from types import FrameType
+from typing import Any
+
+from pipeline.errors import HipError, InfrastructureError, Interrupted
+from pipeline.shards.manifest import Manifest
+from pipeline.storage import exists, is_local, join, local_path, redact, resolve, write_atomic
+from pipeline.tracking.client import Tracker
+from pipeline.tracking.runs import open_run
+from pipeline.train.checkpoint import latest_checkpoint, read_state
+from pipeline.train.checks import check_cluster, check_options
+from pipeline.train.metrics import Report
+from pipeline.train.options import PretrainOptions
+from pipeline.train.plan import code_version, describe, plan
+from pipeline.train.resume import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    RunRecord,
+    config_hash,
+    open_record,
+    options_to_dict,
+    run_name,
+)
+from pipeline.train.worker import Job, Outcome, run_in_process, train_worker
+
+logger = logging.getLogger(__name__)
+
+_TRACKED = {FINISHED: "FINISHED", "interrupted": "KILLED"}
+
+
+@dataclass(frozen=True)
+class PretrainResult:
+    """What a run left behind."""
+
+    run_name: str
+    run_folder: str
+    checkpoint: str | None
+    metrics: dict[str, float]
+    tracking_run_id: str | None
+    examples_consumed: int
+    status: str = FINISHED
+
+
+def run_pretraining(
+    options: PretrainOptions, report: Report | None = None, parent_run_id: str | None = None
+) -> PretrainResult:
+    """Pretrain, or continue the run of the same name.
+
+    ``report(step, metrics)`` is called at metric intervals when training in this process (``scale.workers=0``) and
+    returns true to end the run there. ``parent_run_id`` nests the tracked run.
+
+    Raises:
+        UserError: options that cannot work, or another run of this name.
+        TrainingDiverged: the guards gave up.
+        Interrupted: stopped on request, state saved.
+        InfrastructureError: workers failed more often than allowed.
+    """
+    check_options(options)
+    manifest = Manifest.load(options.shards)
+    planned = plan(options, manifest)
+    if options.dry_run:
+        print(describe(planned))
+        return PretrainResult(planned.run_name, planned.run_folder, None, {}, None, 0, "planned")
+    record = prepare_record(options, manifest, planned.run_folder)
+    done = _finished_already(record, planned.run_folder, planned.total_steps)
+    if done is not None:
+        return done
+    logger.info("%s", describe(planned))
+    tracker = _open_tracker(options, record, parent_run_id)
+    record.status, record.attempts, record.message = RUNNING, record.attempts + 1, ""
+    record.write(planned.run_folder)
+    remove_stop(planned.run_folder)
+    job = Job(options, planned.run_folder, record)
+    try:
+        _run(job, report)
+        outcome = Outcome.read(planned.run_folder, record.attempts)
+        if outcome is None:
+            raise InfrastructureError(f"the workers of {record.name} ended without saying how; {resume_hint(record)}")
+        return _close(job, outcome, tracker)
+    except BaseException as error:
+        if record.status == RUNNING:
+            _close_failed(job, error, tracker)
+        raise
+
+
+def train_in_process(
+    options: PretrainOptions, report: Report | None, parent_run_id: str | None = None
+) -> PretrainResult:
+    """The same run in this process with one worker and without Ray, for a trial of a search."""
+    return run_pretraining(replace(options, scale=replace(options.scale, workers=0)), report, parent_run_id)
+
+
+def prepare_record(options: PretrainOptions, manifest: Manifest, run_folder: str) -> RunRecord:
+    """The run's record, new or continued."""
+    values = options_to_dict(options)
+    hashed = config_hash(values)
+    name = run_name(options, hashed, manifest.fingerprint)
+    fresh = RunRecord(name, RUNNING, values, hashed, manifest.fingerprint, code_version())
+    return open_record(options, run_folder, fresh)
+
+
+def resume_hint(record: RunRecord) -> str:
+    """How to go on, as a command."""
+    shards, storage = record.options["shards"], record.options["storage"]
+    return (
+        f"continue with: hip pretrain shards={shards} storage={storage} run.name={record.name} (and the same options)"
+    )
+
+
+def _finished_already(record: RunRecord, run_folder: str, total_steps: int) -> PretrainResult | None:
+    folder = latest_checkpoint(run_folder)
+    if record.status != FINISHED or folder is None or read_state(folder).step < total_steps:
+        return None
+    logger.info("run %s is finished already: %s", record.name, redact(folder))
+    return _result(record, run_folder)
+
+
+def _result(record: RunRecord, run_folder: str) -> PretrainResult:
+    return PretrainResult(
+        record.name,
+        run_folder,
+        record.checkpoint,
+        record.metrics,
+        record.tracking_run_id,
+        record.examples_consumed,
+        record.status,
+    )
+
+
+def _open_tracker(options: PretrainOptions, record: RunRecord, parent_run_id: str | None) -> Tracker:
+    tags = {
+        "hip.kind": "pretrain",
+        "hip.code_version": record.code_version,
+        "hip.config_hash": record.config_hash,
+        "hip.fingerprint": record.fingerprint,
+    }
+    quiet = replace(options.tracking, system_metrics=False)  # of the workers, not of this process
+    return open_run(
+        quiet,
+        options.storage,
+        record.name,
+        key=record.key,
+        params=record.options,
+        tags=tags,
+        parent_run_id=parent_run_id,
+        resume_run_id=record.tracking_run_id,
+    )
+
+
+def _run(job: Job, report: Report | None) -> None:
+    stop = threading.Event()
+    with stop_on_signals(job.run_folder, stop):
+        if job.options.scale.workers == 0:
+            run_in_process(job, stop, report)
+        else:
+            _run_with_ray(job)
+
+
+def _run_with_ray(job: Job) -> None:
+    import ray
+
+    from pipeline.ray_session import ray_session
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    with ray_session(job.options.ray):
+        check_cluster(job.options, ray.cluster_resources())
+        failures: list[BaseException] = []
+        thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
+        thread.start()
+        while thread.is_alive():  # in pieces, so that signals are handled
+            thread.join(0.5)
+        if failures and Outcome.read(job.run_folder, job.record.attempts) is None:
+            raise InfrastructureError(
+                f"training stopped after {job.options.scale.max_failures} restarts: {_last_lines(failures[0])}; "
+                + resume_hint(job.record)
+            ) from failures[0]
+
+
+def _last_lines(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " / ".join(lines[-3:])[-600:] or type(error).__name__
+
+
+def _fit(job: Job, failures: list[BaseException]) -> None:
+    """Run Ray's trainer to its end; in a thread, because it offers no way to end it in order."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    options, scale = job.options, job.options.scale
+    resources: dict[str, float] = {"CPU": scale.cpus_per_worker}
+    if scale.gpus_per_worker:
+        resources["GPU"] = scale.gpus_per_worker
+    workers: Any = scale.workers if scale.min_workers is None else (scale.min_workers, scale.workers)
+    try:
+        TorchTrainer(
+            train_worker,
+            train_loop_config=job,
+            torch_config=TorchConfig(
+                backend="nccl" if scale.gpus_per_worker else "gloo",
+                timeout_s=int(options.engine.collective_timeout_seconds),
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=bool(scale.gpus_per_worker),
+                resources_per_worker=resources,
+                placement_strategy=scale.placement,
+            ),
+            run_config=RunConfig(
+                name=f"{job.record.name}-{job.record.attempts}",
+                storage_path=join(
+                    options.storage if not is_local(options.storage) else str(local_path(options.storage)), ".ray"
+                ),
+                failure_config=FailureConfig(max_failures=scale.max_failures),
+            ),
+        ).fit()
+    except BaseException as error:
+        failures.append(error)
+
+
+@contextmanager
+def stop_on_signals(run_folder: str, stop: threading.Event) -> Iterator[None]:
+    """On the first SIGINT or SIGTERM ask the workers to save and stop; the second one leaves at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise Interrupted("stopped at once; the last checkpoint is kept")
+        stop.set()
+        logger.warning("%s: saving and stopping (once more to stop at once)", signal.Signals(number).name)
+        write_atomic(join(run_folder, "stop"), b"")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def remove_stop(run_folder: str) -> None:
+    """Forget an earlier stop request."""
+    place = join(run_folder, "stop")
+    if exists(place):
+        system, path = resolve(place)
+        system.delete_file(path)
+
+
+def _close(job: Job, outcome: Outcome, tracker: Tracker) -> PretrainResult:
+    record = job.record
+    record.status, record.message = outcome.status, outcome.message
+    record.step, record.examples_consumed = outcome.step, outcome.examples_consumed
+    record.checkpoint, record.metrics = outcome.checkpoint or record.checkpoint, outcome.metrics or {}
+    _finish(job, tracker, _TRACKED.get(outcome.status, "FAILED"))
+    if outcome.error == "Interrupted":
+        raise Interrupted(f"{outcome.message}; {resume_hint(record)}")
+    outcome.raise_error()
+    return _result(record, job.run_folder)
+
+
+def _close_failed(job: Job, error: BaseException, tracker: Tracker) -> None:
+    """Leave a true status behind, whatever happened."""
+    record = job.record
+    stopped = isinstance(error, KeyboardInterrupt | Interrupted)
+    outcome = Outcome.read(job.run_folder, record.attempts)
+    record.status = outcome.status if outcome is not None else "interrupted" if stopped else FAILED
+    record.message = str(error)[:2000] if isinstance(error, HipError) else f"{type(error).__name__}: {error}"[:2000]
+    _finish(job, tracker, "KILLED" if stopped else "FAILED")
+
+
+def _finish(job: Job, tracker: Tracker, status: str) -> None:
+    job.record.tracking_run_id = tracker.run_id or job.record.tracking_run_id
+    tracker.finish(status)
+    job.record.write(job.run_folder)

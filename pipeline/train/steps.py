@@ -1,0 +1,100 @@
+"""What one optimizer step leaves behind, and how workers put their parts together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+
+from pipeline.train.engine import StepResult
+
+END, INTERRUPT = 1, 2
+
+
+@dataclass(frozen=True)
+class StepFacts:
+    """One step over the whole global batch, as plain numbers."""
+
+    step: int
+    examples_consumed: int
+    loss: float
+    per_modality_loss: dict[str, float]
+    psnr: dict[str, float]
+    gradient_norm: float
+    applied: bool
+    learning_rate: float
+    seconds: float
+    wait_seconds: float  # of the slowest worker
+    stop_code: int  # what any worker knows: END, INTERRUPT, or 0
+
+
+@dataclass
+class StepRecord:
+    """This worker's part of one step; tensors stay on the device until ``gather``."""
+
+    step: int
+    examples_consumed: int
+    learning_rate: float
+    example_ids: Tensor
+    global_batch_size: int
+    modalities: tuple[str, ...]
+    wait_seconds: float
+    seconds: float = 0.0
+    result: StepResult = StepResult(False, 0.0)
+    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(
+        self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], seen: dict[str, Tensor]
+    ) -> None:
+        """Count one micro-batch in. ``loss`` is weighted already; ``seen[name]`` is its number of examples with that signal."""
+        self.loss = self.loss.to(loss.device) + loss.detach()
+        for name, count in seen.items():
+            value = torch.stack([per_modality_loss[name].detach().float(), psnr[name].detach().float()])
+            # A modality that no example of this micro-batch has gives no number; 0 * nan would spoil the sum.
+            value = torch.where(count > 0, value * count, torch.zeros_like(value))
+            part = torch.cat([value, count.float().reshape(1)])
+            self.sums[name] = self.sums[name] + part if name in self.sums else part
+
+    def vector(self) -> Tensor:
+        """All that is summed over workers, one flat float64 tensor on the device."""
+        empty = torch.zeros(3, device=self.loss.device)
+        parts = [self.sums.get(name, empty) for name in self.modalities]
+        return torch.cat([self.loss.reshape(1).double(), *[part.double() for part in parts]])
+
+
+def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[StepFacts]:
+    """Sum the records of all workers in one message, and read them on the host: the only synchronisation of the loop."""
+    sums = torch.stack([record.vector() for record in records])
+    device = sums.device
+    waits = torch.tensor([[record.wait_seconds, record.seconds, float(stop_code)] for record in records])
+    waits = waits.double().to(device)
+    if workers > 1:
+        distributed.all_reduce(sums)
+        distributed.all_reduce(waits, op=distributed.ReduceOp.MAX)
+    pairs = zip(records, sums.tolist(), waits.tolist(), strict=True)
+    return [_facts(record, numbers, slowest) for record, numbers, slowest in pairs]
+
+
+def _facts(record: StepRecord, sums: list[float], slowest: list[float]) -> StepFacts:
+    losses, psnr = {}, {}
+    for index, name in enumerate(record.modalities):
+        loss, decibels, count = sums[1 + 3 * index : 4 + 3 * index]
+        if count:
+            losses[name], psnr[name] = loss / count, decibels / count
+    return StepFacts(
+        step=record.step,
+        examples_consumed=record.examples_consumed,
+        loss=sums[0],
+        per_modality_loss=losses,
+        psnr=psnr,
+        gradient_norm=record.result.gradient_norm,
+        applied=record.result.applied,
+        learning_rate=record.learning_rate,
+        seconds=slowest[1],
+        wait_seconds=slowest[0],
+        stop_code=int(slowest[2]),
+    )

@@ -1,0 +1,95 @@
+"""Reconstruction of held-out examples while training: the same examples under the same masks each time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+
+from hip_model.masking import mask_seeds
+from pipeline.ingest.order import rank_slice
+from pipeline.shards.reader import Batch, ShardReader
+from pipeline.train.hooks import Hook
+
+if TYPE_CHECKING:
+    from pipeline.train.loop import Trainer
+
+logger = logging.getLogger(__name__)
+
+
+class Validation(Hook):
+    """Each worker takes its share of the first ``validation.examples``; the result does not depend on their number."""
+
+    name = "validation"
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+        self.latest: dict[str, float] = {}
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Validate at the interval."""
+        every, step = trainer.options.validation.every_steps, trainer.state.step
+        if every and step % every == 0 and step < trainer.total_steps:
+            self.run(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Validate the result."""
+        self.run(trainer)
+
+    def run(self, trainer: Trainer) -> None:
+        """Sum over examples and workers, then over modalities as the training loss does."""
+        count = min(trainer.options.validation.examples, len(self.reader))
+        start, mine = rank_slice(0, count, trainer.rank, trainer.workers)
+        size = max(1, -(-trainer.options.batch.global_size // trainer.workers // trainer.accumulation_steps))
+        sums = torch.zeros(len(trainer.modalities), 3, dtype=torch.float64, device=trainer.engine.device)
+        module = trainer.engine.module
+        module.eval()
+        with trainer.engine.gathered(), torch.no_grad():
+            for first in range(start, start + mine, size):
+                sums += self._batch(trainer, self.reader.read(np.arange(first, min(first + size, start + mine))))
+        module.train()
+        trainer.beat()
+        if trainer.workers > 1:
+            distributed.all_reduce(sums)
+        self.latest = summarise(trainer.modalities, sums.tolist(), trainer.options.loss.weights)
+        if trainer.rank == 0:
+            trainer.tracker.log_metrics(self.latest, trainer.state.step)
+            logger.info(
+                "step %d: validation loss %.4f on %d examples",
+                trainer.state.step,
+                self.latest["validation/loss"],
+                count,
+            )
+
+    def _batch(self, trainer: Trainer, batch: Batch) -> torch.Tensor:
+        """Per modality: loss and decibels times examples, and examples."""
+        device = trainer.engine.device
+        inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
+        whole = all(value.all() for value in batch.present.values())
+        present = None if whole else {name: torch.from_numpy(value).to(device) for name, value in batch.present.items()}
+        ids = torch.from_numpy(batch.example_ids)
+        seeds = mask_seeds(trainer.options.seed, torch.zeros_like(ids), ids).to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=trainer.options.engine.precision == "bf16"):
+            output = trainer.engine.module(inputs, seeds, present)
+        rows = []
+        for name in trainer.modalities:
+            here = int(batch.present[name].sum())
+            pair = torch.stack([output.per_modality_loss[name].double(), output.psnr[name].double()])
+            rows.append(torch.cat([pair * here if here else torch.zeros_like(pair), pair.new_full((1,), here)]))
+        return torch.stack(rows)
+
+
+def summarise(modalities: tuple[str, ...], sums: list[list[float]], weights: dict[str, float]) -> dict[str, float]:
+    """Means per modality, and their weighted mean over the modalities that occur."""
+    values, total, norm = {}, 0.0, 0.0
+    for name, (loss, decibels, count) in zip(modalities, sums, strict=True):
+        if count:
+            values[f"validation/loss/{name}"] = loss / count
+            values[f"validation/psnr_db/{name}"] = decibels / count
+            total += weights.get(name, 1.0) * loss / count
+            norm += weights.get(name, 1.0)
+    return {"validation/loss": total / norm if norm else math.nan, **values}

@@ -1,0 +1,57 @@
+"""Small datasets with something to learn, for the training tests."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.schema import ExampleRow, ModalitySpec
+from pipeline.shards.writer import ShardWriter
+
+IMAGE = ModalitySpec("image", (8, 8), 3, "uint8")
+SOUND = ModalitySpec("audio", (64,), 1, "int16")
+POINTS = ModalitySpec("points", (16,), 3, "float32")
+
+
+def example(index: int, specs: tuple[ModalitySpec, ...], split: str, poison: bool = False) -> ExampleRow:
+    """A colour gradient and a tone that share a hidden phase; with ``poison`` the points hold a NaN."""
+    draw = np.random.default_rng([index, len(split)])
+    phase = draw.uniform(0, 2 * np.pi)
+    arrays: dict[str, np.ndarray | None] = {}
+    for spec in specs:
+        wave = np.sin(np.linspace(0, 6, spec.num_tokens)[:, None] + phase + np.arange(spec.num_channels))
+        if spec.dtype == "float32":
+            arrays[spec.name] = wave.astype(np.float32)
+            if poison:
+                arrays[spec.name][3, 1] = np.nan
+        else:
+            top = np.iinfo(spec.dtype).max
+            low = np.iinfo(spec.dtype).min
+            arrays[spec.name] = ((wave + 1) / 2 * (top - low) + low).astype(spec.dtype)
+    identity = hashlib.sha256(f"{split}{index}".encode()).digest()[:16]
+    return ExampleRow(identity, f"{split}/{index}.mp4", 0.0, (index % 3,), arrays)
+
+
+def write_dataset(
+    folder: Path,
+    train: int = 48,
+    validation: int = 8,
+    specs: tuple[ModalitySpec, ...] = (IMAGE, SOUND),
+    poisoned: tuple[int, ...] = (),
+    without_sound: tuple[int, ...] = (),
+) -> str:
+    """Write a dataset and return its folder; ``poisoned`` and ``without_sound`` name training examples."""
+    records = []
+    for split, count in (("train", train), ("validation", validation)):
+        writer = ShardWriter(str(folder), f"{split}-00000", list(specs))
+        for index in range(count):
+            row = example(index, specs, split, poison=split == "train" and index in poisoned)
+            if split == "train" and index in without_sound:
+                row.arrays["audio"] = None
+            writer.add(row)
+        records.append(writer.close())
+    Manifest(tuple(specs), tuple(records), lineage={"recipe": {}}).write(str(folder))
+    return str(folder)
