@@ -167,7 +167,7 @@ class DecoderBox:
     def _start(self, memory_gib: float) -> None:
         ours, theirs = socket.socketpair()
         arguments = f"{theirs.fileno()}, {self._decoder!r}, {memory_gib!r}"
-        command = f"from pipeline.preprocess.box import serve; serve({arguments})"
+        command = f"from {__name__} import serve; serve({arguments})"  # a served model carries this module renamed
         environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         environment["PYTHONPATH"] = os.pathsep.join(path or "." for path in sys.path)
         with theirs:
@@ -204,7 +204,7 @@ def serve(descriptor: int, decoder: str, memory_gib: float) -> None:
     while True:
         try:
             request = json.loads(link.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionResetError):  # reset: the caller left before it read every example
             return
         _answer(link, decode, request)
 
