@@ -10,10 +10,8 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from pipeline.errors import UserError
 from pipeline.registry.bundle import CodeBundle, build_bundle
@@ -48,7 +46,7 @@ def package_model(folder: Path, target: Path, card: str, with_pytorch: bool = Tr
     with tempfile.TemporaryDirectory(prefix="hip_package_") as temporary:
         _save_pyfunc(folder, target, build_bundle(), example_media(predictor), Path(temporary))
         if with_pytorch:
-            _add_pytorch(predictor, target, Path(temporary))
+            _add_pytorch(predictor, target)
     (target / "README.md").write_text(card, encoding="utf-8")
     return predictor
 
@@ -108,35 +106,24 @@ def _importable(folder: Path, package: str) -> Iterator[None]:
             del sys.modules[name]
 
 
-def _add_pytorch(predictor: Predictor, target: Path, temporary: Path) -> None:
-    """Add the flavour that ``mlflow.pytorch.load_model`` reads: an exported graph, which needs none of our code."""
-    import mlflow.pytorch
+def _add_pytorch(predictor: Predictor, target: Path) -> None:
+    """Add the flavour that ``mlflow.pytorch.load_model`` reads: an exported graph, which needs none of our code.
+
+    MLflow's own writer would dump a whole example batch as JSON text, so graph and flavour are written here.
+    """
     import torch
-    from mlflow.models import ModelSignature
-    from mlflow.types import Schema, TensorSpec
+    from mlflow.models import Model
+    from torch.export import Dim, export
+    from torch.export import save as save_graph
 
     from pipeline.registry.graph import EmbeddingGraph
 
-    specs = list(predictor.specs.values())
     # Two examples: a dimension of one would be exported as a constant.
-    example = [torch.zeros(2, spec.num_tokens, spec.num_channels) for spec in specs]
-    tensors = [TensorSpec(np.dtype("float32"), (-1, s.num_tokens, s.num_channels), s.name) for s in specs]
-    graph_folder = temporary / "pytorch"
+    example = tuple(torch.zeros(2, spec.num_tokens, spec.num_channels) for spec in predictor.specs.values())
     with torch.no_grad():
-        mlflow.pytorch.save_model(
-            EmbeddingGraph(predictor).eval(),
-            str(graph_folder),
-            input_example=example,
-            signature=ModelSignature(Schema(tensors)),
-            serialization_format="pt2",
-            pip_requirements=[],
-        )
-    shutil.move(graph_folder / "data", target / "data")
-    flavour = _read_yaml(graph_folder / "MLmodel")["flavors"]["pytorch"]
-    description = _read_yaml(target / "MLmodel")
-    description["flavors"]["pytorch"] = flavour
-    (target / "MLmodel").write_text(yaml.safe_dump(description, sort_keys=False))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    return dict(yaml.safe_load(path.read_text()))
+        graph = export(EmbeddingGraph(predictor).eval(), example, dynamic_shapes=(({0: Dim("batch")},) * len(example),))
+    (target / "data").mkdir()
+    save_graph(graph, target / "data" / "model.pt2")
+    description = Model.load(str(target))
+    description.add_flavor("pytorch", model_data="data", pytorch_version=str(torch.__version__), code=None)
+    description.save(str(target / "MLmodel"))

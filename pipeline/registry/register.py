@@ -85,7 +85,7 @@ def _publish(
         _ensure_registered(client, options.name)
         version = client.create_model_version(
             options.name,
-            source=f"models:/{model.model_id}",
+            source=model.artifact_location,
             run_id=run_id,
             tags=tags,
             description=card,

@@ -33,6 +33,7 @@ class Server:
         # MLflow's own patience is minutes; ours is the spool.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow.tracking import MlflowClient
 
         for chatty in ("alembic", "mlflow.store.db.utils"):  # a line per table on first use
