@@ -9,6 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from hip_model.attention import CrossAttention
+from hip_model.hip import HiP
+from hip_model.perceiver import Perceiver
+
 
 @torch.no_grad()
 def attention_scores(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -17,10 +21,11 @@ def attention_scores(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tens
     Softmax is over the tokens of one modality in one group, padding excluded from the model's view (SMA,
     arXiv 2402.14789, section 3). ``inputs[name]`` is ``[B, T, C]``, normalised.
     """
-    block = model.blocks[0] if hasattr(model, "blocks") else model.block
-    attention, latents = block.cross_attention, block.latents().view(1, block.num_groups, block.num_latents, -1)
+    attention, latents = _first_cross_attention(model)
     projected = attention.query(attention.query_norm(latents))
-    tokens = model.full_tokens(inputs, {name: model.position_code(name) for name in inputs})
+    tokens = model.full_tokens(
+        inputs, {modality.name: model.position_code(modality.name) for modality in model.modalities}
+    )
     scores = {}
     for groups in model.group_plan().modalities:
         grouped = pad(tokens[groups.name], (0, 0, 0, groups.final_padding)).unflatten(1, (groups.groups, -1))
@@ -29,6 +34,14 @@ def attention_scores(model: Any, inputs: Mapping[str, Tensor]) -> dict[str, Tens
         queries = projected[:, groups.offset : groups.offset + groups.groups]
         scores[groups.name] = _received(queries, keys, attention.heads, slots >= groups.num_tokens)
     return scores
+
+
+def _first_cross_attention(model: Any) -> tuple[CrossAttention, Tensor]:
+    """The layer that looks at the tokens, and its latents ``[1, G, N, D]``."""
+    if isinstance(model, Perceiver):
+        return model.first_cross_attention, model.first_queries()
+    block: Any = model.blocks[0] if isinstance(model, HiP) else model.block
+    return block.cross_attention, block.latents().view(1, block.num_groups, block.num_latents, -1)
 
 
 def _received(queries: Tensor, keys: Tensor, heads: int, padded: Tensor) -> Tensor:

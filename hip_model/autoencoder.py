@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hip_model.attention_scores import attention_scores
+from hip_model.class_bottleneck import ClassBottleneckHiP
 from hip_model.errors import ConfigError, InputError
 from hip_model.masking import MaskConfig, sample_selection
+from hip_model.modality import Modality
 from hip_model.normalisation import Normalisation
 from hip_model.selection import TokenSelection
 from hip_model.tokens import ModelOutput, token_rows
@@ -94,12 +96,17 @@ class MaskedAutoencoder(nn.Module):
         self.mask = mask or MaskConfig()
         self.loss = loss or LossConfig()
         given = dict(normalisation or {})
-        names = [modality.name for modality in model.modalities]
+        # The labels of a ClassBottleneckHiP are masked and scored as modalities are.
+        has_labels = isinstance(model, ClassBottleneckHiP)
+        self._modalities: tuple[Modality, ...] = (*model.modalities, *(model.labels if has_labels else ()))
+        labels = model.label_groups() if has_labels else ()
+        self._groups = {groups.name: groups for groups in (*model.group_plan().modalities, *labels)}
+        names = [modality.name for modality in self._modalities]
         for what, keys in (("loss weights", self.loss.weights), ("normalisations", given)):
             if unknown := sorted(set(keys) - set(names)):
                 raise ConfigError(f"{what} name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
         self.normalisation = {
-            m.name: given.get(m.name, Normalisation.identity(m.num_channels)) for m in model.modalities
+            m.name: given.get(m.name, Normalisation.identity(m.num_channels)) for m in self._modalities
         }
         self._has_statistics = set(given)
 
@@ -160,9 +167,9 @@ class MaskedAutoencoder(nn.Module):
 
     def _normalised(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         values = {}
-        for modality in self.model.modalities:
+        for modality in self._modalities:
             if modality.name not in inputs:
-                wanted = ", ".join(known.name for known in self.model.modalities)
+                wanted = ", ".join(known.name for known in self._modalities)
                 raise InputError(f"modality {modality.name!r} is missing from the inputs; this model takes {wanted}")
             given = inputs[modality.name]
             if not given.is_floating_point() and modality.name not in self._has_statistics:
@@ -177,12 +184,11 @@ class MaskedAutoencoder(nn.Module):
         self, values: Mapping[str, Tensor], seeds: Tensor, query_all: bool, present: Mapping[str, Tensor] | None
     ) -> TokenSelection:
         scores = attention_scores(self.model, values) if self.mask.policy == "attention" else None
-        plan = self.model.group_plan()
-        return sample_selection(self.mask, self.model.modalities, plan, seeds, query_all, present, scores)
+        return sample_selection(self.mask, self._modalities, self._groups, seeds, query_all, present, scores)
 
     def _score(self, name: str, values: Tensor, answers: Tensor, selection: TokenSelection) -> tuple[Tensor, Tensor]:
         """Squared errors summed over the queried tokens, per channel ``[C]``, and how many tokens that is."""
-        rows, empty = token_rows(self.model.group_plan()[name], selection.queries[name])
+        rows, empty = token_rows(self._groups[name], selection.queries[name])
         rows, empty = rows.flatten(1), empty.flatten(1)
         if len(rows) == 1:
             target = values.index_select(1, rows[0])
@@ -208,7 +214,7 @@ class MaskedAutoencoder(nn.Module):
 
     def _visible_tokens(self, name: str, slots: Tensor, batch: int) -> Tensor:
         """Visible slots ``[B or 1, g or 1, v]`` as flags per token, bool ``[B, T]``."""
-        groups = self.model.group_plan()[name]
+        groups = self._groups[name]
         rows, empty = token_rows(groups, slots)
         rows = rows.masked_fill(empty, groups.num_tokens).flatten(1).expand(batch, -1)
         flags = torch.zeros(batch, groups.num_tokens + 1, dtype=torch.bool, device=rows.device)

@@ -23,10 +23,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from hip_model.class_bottleneck import ClassBottleneckHiP
 from hip_model.config import HiPConfig, PerceiverIOConfig
 from hip_model.errors import ConfigError, InputError
 from hip_model.hip import HiP
 from hip_model.modality import Modality
+from hip_model.perceiver import Perceiver, PerceiverConfig
 from hip_model.perceiver_io import PerceiverIO
 from hip_model.remote import local_folder
 from hip_model.variants import available_models, model_config
@@ -37,7 +39,9 @@ CONFIG_FILE = "config.json"
 
 _ARCHITECTURES: dict[str, tuple[Any, Any]] = {
     "hip": (HiP, HiPConfig),
+    "class_bottleneck_hip": (ClassBottleneckHiP, HiPConfig),
     "perceiver_io": (PerceiverIO, PerceiverIOConfig),
+    "perceiver": (Perceiver, PerceiverConfig),
 }
 
 
@@ -63,6 +67,8 @@ def save_pretrained(
         "modalities": [asdict(modality) for modality in model.modalities],
         "metadata": dict(metadata),
     }
+    if isinstance(model, ClassBottleneckHiP):
+        card["labels"] = [asdict(label) for label in model.labels]
     try:
         text = json.dumps(card, indent=2, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -87,7 +93,7 @@ def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> A
         model = _build(card, local / CONFIG_FILE)
         weights = _read_weights(local / WEIGHTS_FILE)
         _check_fit({name: tuple(value.shape) for name, value in weights.items()}, model, str(local / WEIGHTS_FILE))
-    model.load_state_dict(weights)
+    model.load_state_dict(weights, assign=True)
     return model.to(device).eval()
 
 
@@ -118,16 +124,17 @@ def _build(card: Mapping[str, Any], source: Path) -> Any:
         )
     model_type, config_type = _ARCHITECTURES[card["architecture"]]
     try:
-        modalities = [Modality(**{**entry, "shape": _as_shape(entry.get("shape"))}) for entry in card["modalities"]]
-        # Initial values are about to be overwritten; drawing them must not move the caller's random stream.
-        with torch.random.fork_rng(devices=[]):
-            return model_type(config_type.from_dict(card["config"]), modalities)
+        layouts = [_as_modalities(card[key]) for key in ("modalities", "labels") if key in card]
+        # No memory and no initial values: the weights are about to be put in their place.
+        with torch.device("meta"):
+            return model_type(config_type.from_dict(card["config"]), *layouts)
     except (ConfigError, TypeError) as error:
         raise InputError(f"{source} does not describe a valid model: {error}") from error
 
 
-def _as_shape(values: list[int] | None) -> tuple[int, ...] | None:
-    return None if values is None else tuple(values)
+def _as_modalities(entries: list[dict[str, Any]]) -> list[Modality]:
+    shapes = [None if entry.get("shape") is None else tuple(entry["shape"]) for entry in entries]
+    return [Modality(**{**entry, "shape": shape}) for entry, shape in zip(entries, shapes, strict=True)]
 
 
 def _read_card(folder: Path) -> dict[str, Any]:
@@ -159,7 +166,8 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             checksums = json.loads((file.metadata() or {}).get("crc32", "{}"))
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (a handle, not a dict)
+            # Cloned: the file's own layout is not aligned, and unaligned kernels round differently.
+            weights = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (a handle)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path} is truncated or corrupt: {error}") from error
     for name, value in weights.items():

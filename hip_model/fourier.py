@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from hip_model.errors import ConfigError, InputError
-from hip_model.ordering import inverse, token_order
+from hip_model.ordering import Indices, inverse, token_order
+
+_EXACT: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}
 
 
 def num_fourier_channels(num_axes: int, num_bands: int, concat_position: bool = True) -> int:
@@ -29,7 +32,8 @@ def fourier_features(
 
     Each axis runs from -1 to 1; its frequencies are ``num_bands`` equal steps from 1 to half of ``max_resolution``
     (default: the shape itself). Channels are the coordinates, then all sines, then all cosines, axes slowest
-    (Perceiver, arXiv 2103.03206, section 3.2). Works for 1-D, 2-D, 3-D and space-time alike.
+    (Perceiver, arXiv 2103.03206, section 3.2). Works for 1-D, 2-D, 3-D and space-time alike; points in k-d order are
+    placed along their sequence.
 
     Raises:
         ConfigError: fewer than 1 band, or a ``max_resolution`` with another number of axes.
@@ -41,15 +45,14 @@ def fourier_features(
         raise ConfigError(
             f"max_resolution {resolution} has {len(resolution)} axes, the shape {tuple(shape)} {len(shape)}"
         )
-    axes = [
-        torch.linspace(-1.0, 1.0, size, dtype=torch.float64) if size > 1 else torch.zeros(1).double() for size in shape
-    ]
+    # On the CPU even where a default device is set: a model built on "meta" still has its constants.
+    axes = [torch.linspace(-1.0, 1.0, size, **_EXACT) if size > 1 else torch.zeros(1, **_EXACT) for size in shape]
     coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(shape))
-    bands = torch.stack([torch.linspace(1.0, size / 2, num_bands, dtype=torch.float64) for size in resolution])
+    bands = torch.stack([torch.linspace(1.0, size / 2, num_bands, **_EXACT) for size in resolution])
     angles = (math.pi * coordinates[:, :, None] * bands).flatten(1)
     parts = [coordinates] if concat_position else []
     features = torch.cat([*parts, angles.sin(), angles.cos()], dim=1).float()
-    return features[torch.from_numpy(token_order(order, tuple(shape)).copy())]
+    return features[torch.from_numpy(_cell_order(order, tuple(shape)).copy())]
 
 
 def resize_position_table(
@@ -73,9 +76,14 @@ def resize_position_table(
         )
     if len(old_shape) != len(new_shape) or len(old_shape) > 3:
         raise InputError(f"cannot resize a table from {old_shape} to {new_shape}: both need the same 1, 2 or 3 axes")
-    undone = torch.from_numpy(inverse(token_order(order, old_shape)))
+    undone = torch.from_numpy(inverse(_cell_order(order, old_shape)))
     grid = table[undone.to(table.device)].T.reshape(1, table.shape[1], *old_shape)
     mode = ("linear", "bilinear", "trilinear")[len(old_shape) - 1]
     resized = functional.interpolate(grid.float(), size=new_shape, mode=mode, align_corners=False)
-    redone = torch.from_numpy(token_order(order, new_shape).copy()).to(table.device)
+    redone = torch.from_numpy(_cell_order(order, new_shape).copy()).to(table.device)
     return resized.reshape(table.shape[1], -1).T[redone].to(table.dtype).contiguous()
+
+
+def _cell_order(order: str, shape: tuple[int, ...]) -> Indices:
+    """The token order; a k-d ordered cloud has no grid, so its points are placed along their sequence."""
+    return token_order("raster" if order == "kd" and len(shape) == 1 else order, shape)

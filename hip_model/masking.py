@@ -72,7 +72,7 @@ def mask_seeds(seed: int, epochs: Tensor, example_ids: Tensor) -> Tensor:
 def sample_selection(
     config: MaskConfig,
     modalities: Sequence[Modality],
-    plan: GroupPlan,
+    plan: GroupPlan | Mapping[str, ModalityGroups],
     seeds: Tensor,
     query_all: bool = False,
     present: Mapping[str, Tensor] | None = None,
@@ -126,7 +126,7 @@ def _draw(
     count = config.visible_tokens(modality.name, length)
     if config.policy == "tube" and _is_video(modality) and 0 < ratio < 1:
         return _draw_tube(modality, groups, ratio, base)
-    if config.policy == "attention" and 0 < ratio < 1:
+    if config.policy == "attention" and 0 < ratio < 1 and length > 1:
         return _split(_attention_keys(modality, groups, base, scores), count)
     patterns = groups.groups if config.policy == "independent" else 1
     bits = random_bits(base, patterns * length).reshape(-1, patterns, length)

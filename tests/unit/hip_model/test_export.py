@@ -6,12 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hip_model import Modality, available_models, build_model
+from hip_model import ClassBottleneckHiP, HiPConfig, Modality, available_models, build_model
 from hip_model.errors import InputError
 from hip_model.export import CONFIG_FILE, WEIGHTS_FILE, from_pretrained, load_metadata, save_pretrained
 
 MODALITIES = (Modality("image", 48, 3, (6, 8), "hilbert"), Modality("audio", 17, 1, (17,)))
 METADATA = {"data": {"label_names": ["a", "b"]}, "step": 3}
+LABEL = Modality("label", 1, 4)
 SMALL = [name for name in available_models() if name in ("hip_nano", "hip_micro", "io_mini", "perceiver_tiny")]
 
 
@@ -54,6 +55,24 @@ def test_every_architecture_round_trips(name, tmp_path):
     assert load_metadata(tmp_path) == METADATA
     card = json.loads((tmp_path / CONFIG_FILE).read_text())
     assert (card["format_version"], card["name"]) == (1, name)
+
+
+def test_the_class_bottleneck_model_keeps_its_labels(tmp_path):
+    model = ClassBottleneckHiP(HiPConfig.variant("nano"), MODALITIES, (LABEL,)).eval()
+    torch.nn.init.normal_(model.label_unembed["label"].weight)
+    save_pretrained(model, tmp_path, {})
+    loaded = from_pretrained(tmp_path)
+    assert loaded.labels == (LABEL,)
+    given = {**inputs(), "label": torch.ones(2, 1, 4)}
+    with torch.no_grad():
+        assert torch.equal(model(given).reconstruction["label"], loaded(given).reconstruction["label"])
+
+
+def test_loaded_models_train_on(saved):
+    loaded = from_pretrained(saved[1]).train()
+    loaded(inputs()).reconstruction["image"].square().mean().backward()
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
+    assert loaded.embed["image"].weight.grad.any()
 
 
 def test_changed_configs_round_trip(tmp_path):
