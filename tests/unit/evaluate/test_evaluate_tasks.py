@@ -181,3 +181,34 @@ def test_unlabelled_data_is_refused(options, tmp_path):
     shards = write_dataset(tmp_path / "bare", {"train": rows, "validation": rows})
     with pytest.raises(UserError, match="has no labels"):
         evaluate(options(shards=shards))
+
+
+@pytest.mark.parametrize("name", ["hip_nano", "hip_micro", "io_mini"])
+def test_attention_reaches_all_tokens_and_sums_to_one_at_most(options, tmp_path, shards, name):
+    from pipeline.evaluate.attention import encoder_attention, token_attention
+    from pipeline.evaluate.session import open_session
+
+    model = write_model(tmp_path / name, shards, name)
+    session = open_session(options(model=model), str(tmp_path / "out"))
+    batch = session.reader("validation").read(np.arange(1))
+    levels = encoder_attention(session.loaded.model, session.loaded.normalise(batch.arrays))
+    assert len(levels) == session.loaded.num_encoder_levels
+    top = len(levels) - 1
+    shares = {n: token_attention(session.loaded.model, levels, top, np.arange(4), n) for n in ("image", "audio")}
+    # The two modalities share all attention between them: 64 tokens each and no padding in these groupings.
+    total = shares["image"].sum(1) + shares["audio"].sum(1)
+    np.testing.assert_allclose(total, 1.0, atol=1e-5)
+    assert (shares["image"] > 0).all()
+
+
+def test_attention_of_the_first_level_stays_in_its_group(options, tmp_path):
+    from pipeline.evaluate.attention import encoder_attention, token_attention
+    from pipeline.evaluate.session import open_session
+
+    session = open_session(options(), str(tmp_path / "out"))
+    batch = session.reader("validation").read(np.arange(1))
+    levels = encoder_attention(session.loaded.model, session.loaded.normalise(batch.arrays))
+    plan = session.loaded.model.group_plan()["image"]
+    first = token_attention(session.loaded.model, levels, 0, np.array([0]), "image")[0]
+    assert (first[: plan.group_tokens] > 0).all()
+    assert (first[plan.group_tokens :] == 0).all()

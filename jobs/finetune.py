@@ -1,0 +1,33 @@
+"""``hip finetune``: supervised training from a pretrained model or from scratch."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from jobs.cli import verb
+from pipeline.evaluate.finetune_options import FinetuneOptions
+
+
+def run(options: FinetuneOptions) -> None:
+    """Resolve what to start from, train, and print the numbers and where the model is.
+
+    Raises:
+        HipError: as the parts raise it.
+    """
+    from pipeline.evaluate.finetune import finetune
+    from pipeline.registry.resolve import resolve_model
+
+    if options.init is not None:
+        options = replace(options, init=str(resolve_model(options.init, options.storage, options.tracking)))
+    result = finetune(options)
+    for name, estimate in result.metrics.items():
+        print(f"{name:40s} {estimate}")
+    print(f"model with its head: {result.checkpoint}")
+    if result.report is not None:
+        print(f"report: {result.report.html_path}")
+
+
+main = verb("finetune", FinetuneOptions, run)
+
+if __name__ == "__main__":
+    raise SystemExit(main())

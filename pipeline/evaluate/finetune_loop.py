@@ -1,0 +1,177 @@
+"""The steps of fine-tuning: read, augment, normalise, mix, predict, step, save."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import Interrupted, TrainingDiverged
+from pipeline.evaluate.augment import augment
+from pipeline.evaluate.classifier import Classifier, soft_targets
+from pipeline.evaluate.finetune_data import LabelledSplit
+from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.evaluate.head import feature_scale
+from pipeline.evaluate.loaded import presence_selection
+from pipeline.evaluate.mixing import mix
+from pipeline.evaluate.transfer import Start
+from pipeline.ingest.loader import BatchLoader, LoadedBatch
+from pipeline.seeding import derive_seed
+from pipeline.shards.manifest import Manifest
+from pipeline.tracking.client import Tracker
+from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
+from pipeline.train.engine import TorchEngine
+from pipeline.train.loop import micro_batches
+from pipeline.train.optim import FiniteStep, build_optimizer, parameter_groups
+from pipeline.train.options import EngineOptions
+from pipeline.train.schedule import learning_rate_scale
+from pipeline.train.state import TrainerState
+
+logger = logging.getLogger(__name__)
+
+_BAD_STEPS_ALLOWED = 5
+
+
+@dataclass
+class FinetuneRun:
+    """All parts of one fine-tuning run."""
+
+    options: FinetuneOptions
+    manifest: Manifest
+    start: Start
+    classifier: Classifier
+    engine: TorchEngine
+    data: LabelledSplit
+    state: TrainerState
+    total_steps: int
+    writer: CheckpointWriter
+    tracker: Tracker
+
+
+class LayerwiseEngine(TorchEngine):
+    """The plain engine with lower learning rates towards the input (Clark et al. 2020)."""
+
+    def __init__(self, module: Classifier, options: FinetuneOptions, device: torch.device) -> None:
+        engine = EngineOptions(
+            kind="torch", precision=options.trainer.precision, gradient_clip=options.trainer.gradient_clip
+        )
+        super().__init__(module, engine, options.optim, device)
+        groups = parameter_groups(self._trained.items(), options.optim, module.depth_of)
+        self._optimizer = FiniteStep(build_optimizer(groups, options.optim), engine.gradient_clip)
+
+
+def train_to_end(run: FinetuneRun) -> list[float]:
+    options, losses, bad_steps = run.options, [], 0
+    run.classifier.train(options.mode != "probe")
+    with BatchLoader(
+        run.data.reader, run.data.order, options.batch.global_size, start_examples=run.state.examples_consumed
+    ) as loader:
+        try:
+            while run.state.step < run.total_steps:
+                loss, applied = _step(run, next(loader))
+                losses.append(loss)
+                bad_steps = 0 if applied else bad_steps + 1
+                if bad_steps >= _BAD_STEPS_ALLOWED:
+                    raise TrainingDiverged(
+                        f"{bad_steps} steps in a row without a finite gradient at step {run.state.step}; "
+                        "lower optim.base_learning_rate or set trainer.gradient_clip"
+                    )
+                after_step(run, loss)
+        except KeyboardInterrupt as error:
+            save(run)
+            raise Interrupted(
+                f"stopped at step {run.state.step} of {run.total_steps}, state saved; the same command continues"
+            ) from error
+    if latest_checkpoint(run.writer.run_folder) is None or run.state.step % options.checkpoint.every_steps:
+        save(run)
+    return losses
+
+
+def _step(run: FinetuneRun, batch: LoadedBatch) -> tuple[float, bool]:
+    """One optimizer step over a global batch; the loss is its mean."""
+    options, engine = run.options, run.engine
+    torch.manual_seed(derive_seed(options.seed, "step", run.state.step))  # dropout and latent subsets
+    total = 0.0
+    parts = -(-options.batch.global_size // (options.batch.per_worker_size or options.batch.global_size))
+    for part, weight, last in micro_batches(batch, parts, options.batch.global_size):
+        inputs, targets = _prepare(run, part)
+        selection = _selection(run, part)
+        scores = engine.forward(inputs=inputs, selection=selection)
+        loss = run.classifier.loss(scores, targets) * weight
+        engine.backward(loss, last)
+        total += float(loss.detach())
+    scale = learning_rate_scale(options.schedule, run.state.step, run.total_steps)
+    result = engine.step(options.optim.peak_learning_rate(options.batch.global_size) * scale)
+    run.state.step += 1
+    run.state.examples_consumed = batch.examples_consumed
+    return total, result.applied
+
+
+def _prepare(run: FinetuneRun, part: LoadedBatch) -> tuple[dict[str, Tensor], Tensor]:
+    """Augmented, normalised and mixed inputs with their soft targets."""
+    options, model = run.options, run.start.model
+    modalities = {modality.name: modality for modality in model.modalities}
+    raw = {name: part.inputs[name].to(run.engine.device) for name in modalities}
+    raw = augment(raw, modalities, options.augment, options.seed, part.epochs, part.example_ids)
+    inputs = {name: normalise_floats(run.start.normalisations[name], values) for name, values in raw.items()}
+    classes = len(run.manifest.label_names)
+    targets = soft_targets(part.labels, classes, run.data.task, options.head.label_smoothing).to(run.engine.device)
+    return mix(inputs, targets, modalities, options.mix, options.seed, run.state.step)
+
+
+def normalise_floats(normalisation: Any, values: Tensor) -> Tensor:
+    """Standardise raw values that augmentation made floats of (``Normalisation`` takes floats as normalised)."""
+    mean = torch.tensor(normalisation.mean, device=values.device)
+    std = torch.tensor(normalisation.std, device=values.device)
+    return (values.float() - mean) / std
+
+
+def _selection(run: FinetuneRun, part: LoadedBatch) -> Any:
+    present = {modality.name: part.present[modality.name] for modality in run.start.model.modalities}
+    if all(bool(flags.all()) for flags in present.values()):
+        return None
+    return presence_selection(run.start.model, present, run.engine.device)
+
+
+def after_step(run: FinetuneRun, loss: float) -> None:
+    step, options = run.state.step, run.options
+    if step % options.metrics_every_steps == 0 or step == run.total_steps:
+        scale = learning_rate_scale(options.schedule, step - 1, run.total_steps)
+        rate = options.optim.peak_learning_rate(options.batch.global_size) * scale
+        run.tracker.log_metrics({"train/loss": loss, "train/learning_rate": rate}, step)
+        logger.info("step %d/%d  loss %.4f", step, run.total_steps, loss)
+    if step % options.checkpoint.every_steps == 0:
+        save(run)
+
+
+def save(run: FinetuneRun) -> None:
+    run.state.optimizer_steps = run.engine.optimizer_steps()
+    run.writer.save(run.engine, run.state)
+    run.writer.prune()
+
+
+@torch.no_grad()
+def measure_scale(run: FinetuneRun) -> None:
+    """Mean and scale of the starting features, which then stay fixed: a head at zero needs inputs of order one."""
+    run.classifier.eval()
+    features = []
+    count = min(run.options.head.scale_examples, len(run.data))
+    for first in range(0, count, 32):
+        batch = run.data.reader.read(run.data.rows[first : min(first + 32, count)])
+        present = {name: torch.from_numpy(flags) for name, flags in batch.present.items()}
+        inputs = {
+            modality.name: normalise_floats(
+                run.start.normalisations[modality.name], torch.from_numpy(batch.arrays[modality.name])
+            ).to(run.engine.device)
+            for modality in run.start.model.modalities
+        }
+        everything = all(bool(flags.all()) for flags in present.values())
+        selection = None if everything else presence_selection(run.start.model, present, run.engine.device)
+        features.append(run.classifier.features(inputs, selection).cpu().numpy())
+    mean, std = feature_scale(np.concatenate(features))
+    run.classifier.mean.copy_(torch.from_numpy(mean))
+    run.classifier.std.copy_(torch.from_numpy(std))

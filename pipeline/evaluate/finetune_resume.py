@@ -1,0 +1,96 @@
+"""Same name, same run: whether a fine-tuning run may be continued, and how its place is found again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from dataclasses import asdict
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.evaluate.finetune_loop import FinetuneRun, measure_scale
+from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.evaluate.head import load_head
+from pipeline.shards.manifest import Manifest
+from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state
+from pipeline.train.plan import code_version
+from pipeline.train.resume import RunRecord, flatten
+
+logger = logging.getLogger(__name__)
+
+# What may differ between a run and its continuation: where and how fast, not what.
+_FREE = ("resume", "shards", "storage", "tracking", "trainer", "checkpoint", "interval", "metrics_every_steps", "run")
+
+
+def defining(options: FinetuneOptions) -> dict[str, Any]:
+    """The options that decide what a run computes, by dotted name, as JSON values."""
+    values = {key: value for key, value in asdict(options).items() if key not in _FREE}
+    return flatten(json.loads(json.dumps(values, default=str)))
+
+
+def run_name(options: FinetuneOptions, manifest: Manifest) -> str:
+    """The name given, or one that the same command on the same data finds again."""
+    if options.run.name is not None:
+        return options.run.name
+    key = json.dumps(defining(options), sort_keys=True) + manifest.fingerprint
+    return f"finetune-{options.model.name if options.init is None else options.mode}-{_digest(key)[:8]}"
+
+
+def record_of(options: FinetuneOptions, manifest: Manifest, name: str) -> RunRecord:
+    """The fresh content of ``run.json``."""
+    values = json.loads(json.dumps(asdict(options), default=str))
+    digest = _digest(json.dumps(defining(options), sort_keys=True))[:16]
+    return RunRecord(name, "running", values, digest, manifest.fingerprint, code_version())
+
+
+def previous_checkpoint(options: FinetuneOptions, folder: str, manifest: Manifest) -> str | None:
+    """The checkpoint to continue, after holding its options and data against the present ones (promise 4).
+
+    Raises:
+        UserError: ``resume`` forbids what is there, or it is another run; the message lists every difference.
+    """
+    found = latest_checkpoint(folder)
+    shown = storage.redact(folder)
+    if found is None:
+        if options.resume == "must":
+            raise UserError(f"resume=must, but {shown} has no checkpoint; use resume=auto to start the run")
+        return None
+    if options.resume == "never":
+        raise UserError(f"resume=never, but {shown} has a run; choose another run.name, or resume=auto to continue it")
+    state, now = read_state(found), defining(options)
+    then = state.options
+    lines = [
+        f"{key}: {then.get(key, '(absent)')} then, {now.get(key, '(absent)')} now"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    if state.fingerprint != manifest.fingerprint:
+        lines.append(f"dataset fingerprint: {state.fingerprint[:19]} then, {manifest.fingerprint[:19]} now")
+    if lines:
+        raise UserError(
+            f"run {shown} was started differently:\n  " + "\n  ".join(lines) + "\n"
+            "give the same values to continue it, or another run.name to start a new one"
+        )
+    return found
+
+
+def load_position(run: FinetuneRun, checkpoint: str | None) -> None:
+    """Continue from a checkpoint, or measure the features' scale before the first step."""
+    if checkpoint is None:
+        measure_scale(run)
+        return
+    found, states = read_state(checkpoint), NamedStates(checkpoint)
+    states.check({name: value.weight.shape for name, value in run.engine.named_state(moments=False)})
+    run.engine.load_named_state(states, found.optimizer_steps)
+    head = load_head(storage.local_path(checkpoint))
+    assert head is not None
+    run.classifier.mean.copy_(head.mean)
+    run.classifier.std.copy_(head.std)
+    run.state.step, run.state.examples_consumed = found.step, found.examples_consumed
+    logger.info("continuing at step %d of %d", found.step, run.total_steps)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,191 @@
+"""Fine-tuning on a tiny real dataset: it learns, resumes bit for bit, and refuses what cannot work."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import AUDIO, IMAGE, ModalitySpec, example, write_dataset
+from safetensors.torch import load_file
+
+from pipeline.errors import Interrupted, UserError
+from pipeline.evaluate import finetune_loop as module
+from pipeline.evaluate.augment import AugmentOptions
+from pipeline.evaluate.finetune import finetune
+from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.evaluate.mixing import MixOptions
+from pipeline.evaluate.options import IntervalOptions
+from pipeline.tracking.options import TrackingOptions
+from pipeline.train.options import (
+    BatchOptions,
+    CheckpointOptions,
+    DurationOptions,
+    ModelOptions,
+    OptimOptions,
+    RunOptions,
+)
+
+
+@pytest.fixture
+def settings(shards, model_folder, tmp_path):
+    def make(**changes):
+        given = {
+            "shards": shards,
+            "init": model_folder,
+            "storage": str(tmp_path / "runs"),
+            "run": RunOptions(name="tuned"),
+            "batch": BatchOptions(global_size=12),
+            "duration": DurationOptions(steps=20),
+            "optim": OptimOptions(learning_rate=3e-3),
+            "checkpoint": CheckpointOptions(every_steps=8),
+            "interval": IntervalOptions(resamples=50),
+            "tracking": TrackingOptions(enabled=False),
+        }
+        return FinetuneOptions(**(given | changes))
+
+    return make
+
+
+def _weights(result):
+    return load_file(Path(result.checkpoint) / "model.safetensors") | load_file(
+        Path(result.checkpoint) / "head.safetensors"
+    )
+
+
+def test_full_finetuning_learns_and_leaves_a_model_with_head(settings):
+    result = finetune(settings())
+    assert result.losses[0] == pytest.approx(1.0986, abs=1e-3)  # the head starts at zero: the loss of guessing
+    assert result.losses[-1] < 0.5
+    assert result.metrics["top1"].value > 0.8
+    status = json.loads((Path(result.run_folder) / "run.json").read_text())
+    assert (status["status"], status["name"], status["step"]) == ("finished", "tuned", 20)
+    assert result.report is not None
+    assert Path(result.report.html_path).exists()
+
+
+def test_from_scratch_needs_no_model(settings):
+    result = finetune(settings(init=None, model=ModelOptions(name="hip_nano"), duration=DurationOptions(steps=3)))
+    assert len(result.losses) == 3
+
+
+def test_probe_mode_moves_the_head_alone(settings, model_folder):
+    result = finetune(settings(mode="probe"))
+    before, after = load_file(Path(model_folder) / "model.safetensors"), _weights(result)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert after["weight"].abs().max() > 0
+    assert result.losses[-1] < result.losses[0]
+
+
+def test_layerwise_decay_moves_deep_blocks_less(settings, model_folder):
+    result = finetune(
+        settings(mode="layerwise", optim=OptimOptions(learning_rate=3e-3, layer_decay=0.1, weight_decay=0))
+    )
+    before, after = load_file(Path(model_folder) / "model.safetensors"), _weights(result)
+
+    def moved(name):
+        return float((after[name] - before[name]).abs().mean())
+
+    assert 0 < moved("embed.image.weight") < 0.2 * moved("blocks.1.cross_attention.query.weight")
+
+
+def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch):
+    noisy = {
+        "augment": AugmentOptions(crop_min_area=0.5, flip=0.5, rand_layers=2, audio_shift=0.2, audio_gain_decibel=3),
+        "mix": MixOptions(mixup=0.4, cutmix=1.0),
+    }
+    whole = finetune(settings(run=RunOptions(name="whole"), **noisy))
+    original, seen = module.after_step, []
+
+    def stop_once(run, loss):
+        original(run, loss)
+        seen.append(run.state.step)
+        if len(seen) == 11:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "after_step", stop_once)
+    with pytest.raises(Interrupted, match="step 11 of 20"):
+        finetune(settings(run=RunOptions(name="cut"), **noisy))
+    resumed = finetune(settings(run=RunOptions(name="cut"), **noisy))
+    assert seen == list(range(1, 21))
+    assert resumed.losses == whole.losses[11:]
+    expected, found = _weights(whole), _weights(resumed)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(settings):
+    results = [
+        _weights(finetune(settings(run=RunOptions(name=name), seed=seed, duration=DurationOptions(steps=4))))
+        for name, seed in (("a", 0), ("b", 0), ("c", 1))
+    ]
+    assert torch.equal(results[0]["weight"], results[1]["weight"])
+    assert not torch.equal(results[0]["weight"], results[2]["weight"])
+
+
+def test_small_parts_of_a_batch_give_the_same_step(settings):
+    whole = finetune(settings(run=RunOptions(name="whole"), duration=DurationOptions(steps=3)))
+    parts = finetune(
+        settings(
+            run=RunOptions(name="parts"),
+            duration=DurationOptions(steps=3),
+            batch=BatchOptions(global_size=12, per_worker_size=5),
+        )
+    )
+    assert parts.losses == pytest.approx(whole.losses, rel=1e-4)
+
+
+def test_several_labels_train_a_multilabel_head(settings, tmp_path):
+    rows = {
+        split: [example(i, split, labels=(i % 3, (i + 1) % 3)) for i in range(count)]
+        for split, count in (("train", 48), ("validation", 24))
+    }
+    result = finetune(settings(shards=write_dataset(tmp_path / "many", rows), duration=DurationOptions(steps=30)))
+    assert result.metrics["mean_average_precision"].value > 0.8
+    with pytest.raises(UserError, match="several labels"):
+        finetune(settings(shards=str(tmp_path / "many"), task="classification", run=RunOptions(name="other")))
+
+
+def test_another_resolution_needs_consent_and_then_trains(settings, tmp_path):
+    big = ModalitySpec("image", (16, 16), 3, "uint8", sampling={"height": 16, "width": 16})
+    rows = {}
+    for split, count in (("train", 24), ("validation", 6)):
+        rows[split] = [example(i, split) for i in range(count)]
+        for row in rows[split]:
+            image = row.arrays["image"].reshape(8, 8, 3).repeat(2, 0).repeat(2, 1)
+            row.arrays["image"] = image.reshape(256, 3)
+    shards = write_dataset(tmp_path / "big", rows, (big, AUDIO))
+    with pytest.raises(UserError, match="resize_positions=true"):
+        finetune(settings(shards=shards))
+    result = finetune(settings(shards=shards, resize_positions=True, duration=DurationOptions(steps=2)))
+    assert _weights(result)["positions.image.weight"].shape == (256, 16)
+
+
+def test_same_name_with_other_settings_is_refused_with_the_difference(settings):
+    finetune(settings(duration=DurationOptions(steps=2)))
+    with pytest.raises(UserError, match="seed: 0 then, 1 now"):
+        finetune(settings(duration=DurationOptions(steps=2), seed=1))
+    with pytest.raises(UserError, match="resume=never"):
+        finetune(settings(duration=DurationOptions(steps=2), resume="never"))
+    with pytest.raises(UserError, match="resume=must"):
+        finetune(settings(run=RunOptions(name="fresh"), resume="must"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"mode": "layerwise"}, r"optim\.layer_decay below 1"),
+        ({"mode": "probe", "init": None}, "needs init="),
+        ({"mode": "ful"}, "did you mean 'full'"),
+    ],
+)
+def test_options_that_contradict_are_refused(settings, changes, named):
+    with pytest.raises(UserError, match=named):
+        settings(**changes)
+
+
+def test_few_labels_use_only_the_first_examples(settings):
+    from pipeline.evaluate.options import LimitOptions
+
+    result = finetune(replace(settings(duration=DurationOptions(epochs=1)), limit=LimitOptions(fit_examples=24)))
+    assert len(result.losses) == 2
+    assert IMAGE.num_tokens == 64
