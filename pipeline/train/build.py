@@ -46,6 +46,12 @@ def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAut
             raise UserError(f"model={options.model.name} does not fit {options.shards}: {error}") from error
 
 
+def build_skeleton(options: PretrainOptions, manifest: Manifest) -> MaskedAutoencoder:
+    """The same without weights, on the meta device."""
+    with torch.device("meta"):
+        return build_autoencoder(options, manifest)
+
+
 def modalities_of(manifest: Manifest) -> list[Modality]:
     """The dataset's modalities as a model sees them."""
     return [spec.to_modality() for spec in manifest.modalities]
@@ -134,14 +140,15 @@ class TrainingData:
 class ModelExport:
     """Writes the portable model from float32 weights by name, whatever the engine holds."""
 
-    autoencoder: MaskedAutoencoder
+    skeleton: nn.Module  # the same model on the meta device: names and shapes, where ZeRO-3 leaves pieces in the live one
+    live: nn.Module
     metadata: Mapping[str, object]
 
     def __call__(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
         """Write ``model.safetensors`` and ``config.json``, and the averaged weights if there are any."""
-        model = self.autoencoder.model
-        state = {name: model.get_buffer(name) for name in model.state_dict() if name in dict(model.named_buffers())}
+        buffers = dict(self.live.named_buffers())
+        state = {name: buffers[name] for name in self.skeleton.state_dict() if name in buffers}
         state |= {name.removeprefix("model."): value for name, value in weights.items()}
-        save_pretrained(model, folder, self.metadata, state)
+        save_pretrained(self.skeleton, folder, self.metadata, state)
         if average is not None:
             save_file({name: value.contiguous() for name, value in average.items()}, folder / "average.safetensors")

@@ -8,13 +8,11 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from hip_model.accounting import optimizer_bytes
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path
-from pipeline.train.build import TRAIN, build_autoencoder, flops_per_example
+from pipeline.train.build import TRAIN, build_skeleton, flops_per_example
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import config_hash, options_to_dict, run_name
@@ -52,8 +50,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         )
     name = run_name(options, config_hash(options_to_dict(options)), manifest.fingerprint)
     storage = str(local_path(options.storage)) if is_local(options.storage) else options.storage
-    with torch.device("meta"):
-        autoencoder = build_autoencoder(options, manifest)
+    autoencoder = build_skeleton(options, manifest)
     parameters = sum(p.numel() for p in autoencoder.parameters())
     workers = max(1, options.scale.workers)
     stage = options.engine.stage if options.engine.kind == "deepspeed" else 0

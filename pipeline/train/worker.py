@@ -29,6 +29,7 @@ from pipeline.train.build import (
     ModelExport,
     TrainingData,
     build_autoencoder,
+    build_skeleton,
     compile_blocks,
     flops_per_example,
     is_complete_data,
@@ -193,7 +194,7 @@ def build_trainer(
     writer = CheckpointWriter(
         job.run_folder,
         options.checkpoint,
-        ModelExport(autoencoder, metadata),
+        ModelExport(build_skeleton(options, manifest).model, autoencoder.model, metadata),
         lambda: average.average.weights if average is not None and average.average is not None else None,
         rank,
         workers,

@@ -1,0 +1,25 @@
+"""``hip pretrain``: masked-autoencoder pretraining on token shards."""
+
+from __future__ import annotations
+
+from jobs.cli import verb
+from pipeline.train.options import PretrainOptions
+from pipeline.train.runner import run_pretraining
+
+
+def run(options: PretrainOptions) -> None:
+    """Train, and say where the result is."""
+    result = run_pretraining(options)
+    if options.dry_run:
+        return
+    loss = result.metrics.get("loss")
+    print(f"{result.run_name}: {result.examples_consumed:,} examples" + (f", loss {loss:.4f}" if loss is not None else ""))
+    print(f"checkpoint: {result.checkpoint}")
+    if result.tracking_run_id:
+        print(f"tracked as {result.tracking_run_id}")
+
+
+main = verb("pretrain", PretrainOptions, run)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
