@@ -12,7 +12,7 @@ from pipeline.shards.block import Block, RowMismatchError
 from pipeline.shards.local import LocalBlocks
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.remote import CacheOptions, RemoteBlocks
-from pipeline.storage import is_local, redact
+from pipeline.storage import is_local, join, redact
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class ShardReader:
 
 def rebuild_hint(manifest: Manifest, uri: str, shard_name: str) -> str:
     """The sentence that tells how to rebuild one shard alone."""
-    source = redact(str(manifest.lineage.get("source", "<media>")))
+    source = redact(str(manifest.notes.get("source", "<media>")))
     return (
-        f"Rebuild this shard alone with: hip preprocess source={source} shards={redact(uri)} "
-        f"rebuild={shard_name.removesuffix('.arrow')}"
+        f"Rebuild this shard alone: delete {redact(join(uri, shard_name))} and run the command that made the dataset "
+        f"again (hip preprocess source={source} shards={redact(uri)} …)"
     )

@@ -30,7 +30,7 @@ def build(folder: str, counts: dict[str, int], start: int = 0) -> Manifest:
                 writer.add(make_row(index))
             records.append(writer.close())
         start += count
-    lineage = {"source": "/media/clips", "recipe": {"clip_seconds": 2.56}, "code_version": "test"}
-    manifest = Manifest((VIDEO, AUDIO), tuple(records), ("cat", "dog", "owl"), lineage, {"made": "today"})
+    lineage = {"recipe": {"clip_seconds": 2.56}, "code_version": "test"}
+    manifest = Manifest((VIDEO, AUDIO), tuple(records), ("cat", "dog", "owl"), lineage, {"source": "/media/clips"})
     manifest.write(folder)
     return manifest

@@ -40,7 +40,9 @@ def test_it_reads_back_equal_with_counts_of_each_split(build_dataset: Build) -> 
 def test_notes_do_not_change_the_fingerprint_but_lineage_does(build_dataset: Build) -> None:
     _, manifest = build_dataset()
     same = Manifest(manifest.modalities, manifest.shards, manifest.label_names, manifest.lineage, {"made": "tomorrow"})
-    other = Manifest(manifest.modalities, manifest.shards, manifest.label_names, {**manifest.lineage, "source": "/b"})
+    other = Manifest(
+        manifest.modalities, manifest.shards, manifest.label_names, {**manifest.lineage, "code_version": "b"}
+    )
     assert same.fingerprint == manifest.fingerprint != other.fingerprint
 
 
