@@ -1,0 +1,167 @@
+"""Ray Tune at work: resources, scheduler, a Tuner that is new or restored, and what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.result_grid import ResultGrid
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
+
+from pipeline.errors import UserError
+from pipeline.storage import join
+from pipeline.tracking.options import resolve_uri
+from pipeline.train.options import ScaleOptions
+from pipeline.tune.candidates import CandidateFactory, plain_pretrain_options
+from pipeline.tune.prepared import PreparedSearch
+from pipeline.tune.progress import Progress
+from pipeline.tune.sampling import load_factory
+from pipeline.tune.searcher import RAY_FOLDER, CandidateSearcher
+from pipeline.tune.space import Choice
+from pipeline.tune.trial import Trial, TrialSetup
+
+logger = logging.getLogger(__name__)
+
+# What a trial's own process takes beside the workers that it starts.
+_COORDINATOR_CPUS = 0.01
+
+
+def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: str | None) -> ResultGrid:
+    """Run the trials of a search that are not done, on the Ray cluster that this process is connected to.
+
+    Raises:
+        UserError: the cluster can never hold a trial.
+    """
+    # A metric that only the end of training knows is no mistake; ours are the only files worth writing.
+    os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    options = prepared.options
+    concurrent = concurrent_trials(options.scale, options.search.max_concurrent, ray.available_resources())
+    setup = _setup(prepared, parent_run_id)
+    trainable = tune.with_resources(tune.with_parameters(Trial, setup=setup), trial_resources(options.scale))
+    location = join(prepared.folder, RAY_FOLDER)
+    with _terminate_as_interrupt():
+        if tune.Tuner.can_restore(location):
+            logger.info("going on with search %s", prepared.name)
+            return tune.Tuner.restore(location, trainable, resume_unfinished=True, restart_errored=True).fit()
+        return _new_tuner(prepared, factory, trainable, concurrent).fit()
+
+
+def trial_resources(scale: ScaleOptions) -> dict[str, float]:
+    """What Ray reserves for one trial: its worker, or with several workers only their coordinator."""
+    if scale.workers > 1:
+        return {"cpu": _COORDINATOR_CPUS}
+    return {"cpu": scale.cpus_per_worker, "gpu": scale.gpus_per_worker}
+
+
+def concurrent_trials(scale: ScaleOptions, wanted: int | None, free: dict[str, float]) -> int:
+    """Trials that run at once: as many as ``free`` resources hold, or ``wanted`` if that is fewer.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    workers = max(1, scale.workers)
+    needs = {"CPU": workers * scale.cpus_per_worker, "GPU": workers * scale.gpus_per_worker}
+    if scale.workers > 1:
+        needs["CPU"] += _COORDINATOR_CPUS
+    fits = min(math.floor(free.get(kind, 0.0) / amount + 1e-9) for kind, amount in needs.items() if amount > 0)
+    if fits < 1:
+        raise UserError(
+            f"a trial needs {needs['CPU']:g} CPU and {needs['GPU']:g} GPU, the cluster has "
+            f"{free.get('CPU', 0):g} CPU and {free.get('GPU', 0):g} GPU free; "
+            "lower scale.workers or scale.cpus_per_worker"
+        )
+    return fits if wanted is None else min(fits, wanted)
+
+
+def _setup(prepared: PreparedSearch, parent_run_id: str | None) -> TrialSetup:
+    options = prepared.options
+    tracking = options.tracking
+    if tracking.enabled:
+        tracking = replace(tracking, uri=resolve_uri(tracking, options.storage), system_metrics=False)
+    trained = replace(plain_pretrain_options(options), tracking=tracking, resume="auto", dry_run=False)
+    trials = join(prepared.folder, "trials")
+    return TrialSetup(trained, trials, options.search.metric, options.search.mode, parent_run_id)
+
+
+def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: Any, concurrent: int) -> tune.Tuner:
+    options = prepared.options
+    searcher = CandidateSearcher(options.search, options.seed, prepared.space, factory, prepared.folder)
+    return tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=build_scheduler(prepared),
+            metric=options.search.metric,
+            mode=options.search.mode,
+            num_samples=options.search.trials,
+            max_concurrent_trials=concurrent,
+            reuse_actors=True,
+            trial_name_creator=_trial_name,
+            trial_dirname_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name=RAY_FOLDER,
+            storage_path=prepared.folder,
+            failure_config=tune.FailureConfig(max_failures=options.search.max_failures),
+            callbacks=[JsonLoggerCallback(), Progress(options.search.trials, options.search.metric)],
+            verbose=0,
+        ),
+    )
+
+
+def build_scheduler(prepared: PreparedSearch) -> TrialScheduler:
+    """The scheduler by name. All of them count reported steps, which a resumed trial does not begin again."""
+    search, steps = prepared.options.search, prepared.base_steps
+    grace = search.grace_steps or max(1, steps // 8)
+    if search.scheduler == "none":
+        return FIFOScheduler()
+    if search.scheduler == "asha":
+        # One step longer than training: the last report must not look like a stop.
+        return ASHAScheduler(
+            time_attr="step", max_t=max(steps, grace) + 1, grace_period=grace, reduction_factor=search.reduction_factor
+        )
+    if search.scheduler == "pbt":
+        mutations = {
+            key: list(domain.values) if isinstance(domain, Choice) else tune.loguniform(domain.low, domain.high)
+            if domain.log else tune.uniform(domain.low, domain.high)
+            for key, domain in prepared.space.domains.items()
+        }  # fmt: skip
+        return PopulationBasedTraining(
+            time_attr="step", perturbation_interval=grace, hyperparam_mutations=mutations, quantile_fraction=0.25
+        )
+    scheduler: TrialScheduler = load_factory("search.scheduler", search.scheduler)()
+    return scheduler
+
+
+def _trial_name(trial: Any) -> str:
+    candidate = (trial.config or {}).get("candidate")
+    return f"trial_{candidate['index']:03d}" if candidate else str(trial.trial_id)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Ray Tune saves its state on SIGINT only; a SIGTERM (a preempted node, a cancelled job) shall do the same."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,36 @@
+"""Population-based training: a weak trial goes on from a strong one's checkpoint, with changed settings."""
+
+from __future__ import annotations
+
+import logging
+
+from pyarrow import fs
+
+from pipeline.storage import join, resolve
+from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints
+from pipeline.train.options import PretrainOptions
+from pipeline.train.resume import RunRecord, options_to_dict
+
+logger = logging.getLogger(__name__)
+
+
+def adopt_checkpoint(donor: str, own: str, options: PretrainOptions) -> None:
+    """Make the newest checkpoint of run folder ``donor`` the newest of ``own``, under ``options``.
+
+    The run keeps its name and its tracked run: what it computes changes, as population-based training means it to.
+    """
+    checkpoint = latest_checkpoint(donor)
+    if checkpoint is None:
+        logger.info("%s has no checkpoint yet; training goes on from the run's own", donor)
+        return
+    system, source = resolve(checkpoint)
+    _, target = resolve(join(own, "checkpoints", checkpoint.rstrip("/").rpartition("/")[2]))
+    for folder in list_checkpoints(own):
+        _, path = resolve(folder)
+        system.delete_dir(path)
+    system.create_dir(target, recursive=True)
+    fs.copy_files(source, target, source_filesystem=system, destination_filesystem=system)
+    record = RunRecord.read(own)
+    if record is not None:
+        record.options = options_to_dict(options)
+        record.write(own)

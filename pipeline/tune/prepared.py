@@ -1,0 +1,171 @@
+"""A search that has been checked: its name, its folder, its space and what makes candidates; and whose it is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hip_model.modality import Modality
+from pipeline import storage
+from pipeline.errors import UserError
+from pipeline.seeding import derive_seed
+from pipeline.shards.manifest import Manifest
+from pipeline.storage import is_local, join, local_path, redact
+from pipeline.train.build import TRAIN, modalities_of
+from pipeline.train.resume import flatten
+from pipeline.tune.candidates import (
+    GIB,
+    UNITS,
+    Candidate,
+    CandidateFactory,
+    StepTimer,
+    plain_pretrain_options,
+    training_options,
+)
+from pipeline.tune.options import TuneOptions
+from pipeline.tune.sampling import new_study
+from pipeline.tune.space import Space, build_space
+
+SEARCH = "search.json"
+_DRY_RUN_CANDIDATES = 8
+# Keys that say where and how much, not what is compared: they may change between the starts of one search.
+_MAY_CHANGE = (
+    "resume", "dry_run", "tracking", "ray", "scale", "storage", "shards", "metrics", "figures", "run", "ingest",
+    "checkpoint", "search.name", "search.trials", "search.max_concurrent", "search.max_failures",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PreparedSearch:
+    """Everything a search needs but Ray."""
+
+    options: TuneOptions
+    name: str
+    folder: str
+    description: dict[str, Any]  # what decides its outcome, by dotted key
+    space: Space
+    modalities: tuple[Modality, ...]
+    num_examples: int
+
+    def factory(self, step_timer: StepTimer | None = None) -> CandidateFactory:
+        """What turns draws into candidates. Measures the budget's model where the budget is a time."""
+        return CandidateFactory(self.options, self.space, self.modalities, step_timer)
+
+    def total_steps(self, candidate: Candidate) -> int:
+        """Optimizer steps of a candidate that trains to its end."""
+        trained = training_options(self.options, candidate)
+        return trained.duration.total_steps(self.num_examples, trained.batch.global_size)
+
+    @property
+    def base_steps(self) -> int:
+        """Steps of a trial whose length is not searched."""
+        return self.options.duration.total_steps(self.num_examples, self.options.batch.global_size)
+
+    def claim(self) -> bool:
+        """Write ``search.json``, or check that the one there is of the same search; true when it goes on with one.
+
+        Raises:
+            UserError: another search of this name, or one that ``resume`` forbids or misses.
+        """
+        location = join(self.folder, SEARCH)
+        found = json.loads(storage.read_bytes(location)) if storage.exists(location) else None
+        resume = self.options.resume
+        if found is None:
+            if resume == "must":
+                raise UserError(
+                    f"resume=must, but there is no search in {redact(self.folder)}; use resume=auto to start"
+                )
+            content = {"format_version": 1, "name": self.name, "description": self.description}
+            storage.write_atomic(location, json.dumps(content, indent=1, default=str).encode())
+            return False
+        if resume == "never":
+            raise UserError(
+                f"search {self.name} exists in {redact(self.folder)} and resume=never; "
+                "choose another search.name, or resume=auto to go on with it"
+            )
+        lines = _differences(found["description"], json.loads(json.dumps(self.description, default=str)))
+        if lines:
+            raise UserError(
+                f"search {self.name} in {redact(self.folder)} is another search:\n  " + "\n  ".join(lines) + "\n"
+                "give the same values to go on with it, or another search.name to start a new one"
+            )
+        return True
+
+    def preview(self) -> str:
+        """The plan in words, with some candidates drawn as the search would."""
+        search = self.options.search
+        factory = self.factory()
+        lines = [f"search     {self.name} in {self.folder}", f"space      {', '.join(self.space.domains) or 'fixed'}"]
+        if factory.target is not None:
+            lines.append(
+                f"budget     {factory.target:,.6g} {UNITS[search.budget]} within {search.budget_tolerance:.1%}"
+            )
+        lines.append(
+            f"trials     {search.trials} x {self.base_steps} steps, {search.algorithm}, scheduler {search.scheduler}"
+        )
+        study = new_study(search, derive_seed(self.options.seed, "search", 0))
+        distributions = {key: domain.distribution() for key, domain in self.space.domains.items()}
+        for index in range(min(search.trials, _DRY_RUN_CANDIDATES)):
+            candidate = factory.make(index, study.ask(distributions).params)
+            lines.append(f"  {candidate.name}  {_figures(candidate)}  {candidate.label}")
+        return "\n".join(lines)
+
+
+def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
+    """Check a search against its data.
+
+    Raises:
+        UserError: a space that cannot be searched, or no training examples.
+    """
+    if not manifest.splits.get(TRAIN):
+        raise UserError(
+            f"{options.shards} has no examples in split {TRAIN!r}; it has {manifest.splits or 'none at all'}"
+        )
+    space = build_space(options.search, plain_pretrain_options(options))
+    if options.search.algorithm == "grid":
+        space.grid_size()
+    description = _describe(options, space, manifest.fingerprint)
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
+    name = options.search.name or f"search-{digest[:8]}"
+    base = str(local_path(options.storage)) if is_local(options.storage) else options.storage
+    modalities = tuple(modalities_of(manifest))
+    return PreparedSearch(options, name, join(base, name), description, space, modalities, manifest.num_examples(TRAIN))
+
+
+def _describe(options: TuneOptions, space: Space, fingerprint: str) -> dict[str, Any]:
+    flat = flatten(json.loads(json.dumps(asdict(options), default=str)))
+    kept = {
+        key: value
+        for key, value in flat.items()
+        if not any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
+    }
+    return {**kept, "space": space.describe(), "fingerprint": fingerprint}
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """One line per value that is not the same; the space is told by its keys, not twice."""
+    keys = sorted((before.keys() | now.keys()) - {"space"})
+    missing = "(absent)"
+    return [
+        f"{key}: {before.get(key, missing)} then, {now.get(key, missing)} now"
+        for key in keys
+        if before.get(key) != now.get(key)
+    ]
+
+
+def _figures(candidate: Candidate) -> str:
+    if candidate.costs is None or candidate.rejected is not None:
+        return f"rejected: {candidate.rejected}"
+    costs = candidate.costs
+    return (
+        f"{costs.parameters / 1e6:.3g} M parameters, {costs.training_flops / 1e9:.3g} GFLOP a sample, "
+        f"{costs.memory_bytes / GIB:.2g} GiB"
+    )
+
+
+def example_tokens(modalities: Sequence[Modality]) -> int:
+    """Tokens of one example."""
+    return sum(modality.num_tokens for modality in modalities)

@@ -1,0 +1,140 @@
+"""``hip tune`` from the outside: check the space, run the trials with Ray Tune, go on where it was cut off, report."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import Interrupted, UserError, nearest
+from pipeline.ray_session import ray_session
+from pipeline.shards.manifest import Manifest
+from pipeline.storage import join
+from pipeline.train.checks import check_options
+from pipeline.tune.candidates import Candidate, CandidateFactory, plain_pretrain_options
+from pipeline.tune.options import TuneOptions
+from pipeline.tune.prepared import PreparedSearch, prepare
+from pipeline.tune.report import pretrain_command, write_search_report
+from pipeline.tune.results import FAILED, FINISHED, REJECTED, STOPPED, UNFINISHED, SearchResult, TrialResult, best_trial
+from pipeline.tune.tracked import close_parent, label_trials, open_parent
+
+if TYPE_CHECKING:
+    from ray.tune import Result, ResultGrid
+
+logger = logging.getLogger(__name__)
+
+
+def run_search(options: TuneOptions) -> SearchResult:
+    """Search, or go on with the search of the same name.
+
+    Raises:
+        UserError: a space, budget or metric that cannot work, or another search of this name.
+        Interrupted: stopped on request; the same command goes on.
+        InfrastructureError: Ray or the storage failed.
+    """
+    check_options(plain_pretrain_options(options))
+    prepared = prepare(options, Manifest.load(options.shards))
+    search = options.search
+    if options.dry_run:
+        print(prepared.preview())
+        return SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
+    factory = prepared.factory()  # before anything is written: an impossible budget claims no name
+    prepared.claim()
+    tracker = open_parent(options, prepared.name, prepared.folder, prepared.description)
+    status, result = "FAILED", SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
+    try:
+        result = replace(result, tracking_run_id=tracker.run_id)
+        trials = _run_trials(prepared, factory, result.tracking_run_id)
+        result = _with_report(prepared, factory, replace(result, trials=tuple(trials)))
+        status = "KILLED" if result.count(UNFINISHED) else "FINISHED" if result.best else "FAILED"
+    finally:
+        label_trials(
+            options, result.tracking_run_id, result.trials, result.best.candidate.name if result.best else None
+        )
+        close_parent(tracker, result, status)
+    _raise_if_useless(options, result)
+    return result
+
+
+def _run_trials(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: str | None) -> list[TrialResult]:
+    with ray_session(prepared.options.ray):
+        from pipeline.tune.driver import drive
+        from pipeline.tune.searcher import CandidateLog
+
+        grid = drive(prepared, factory, parent_run_id)
+        return collect(prepared, grid, CandidateLog(prepared.folder).candidates)
+
+
+def collect(prepared: PreparedSearch, grid: ResultGrid, candidates: list[Candidate]) -> list[TrialResult]:
+    """One result for every candidate, in the order in which they were drawn."""
+    by_index: dict[int, Result] = {}
+    for found in grid:
+        if found.config and "candidate" in found.config:
+            by_index[found.config["candidate"]["index"]] = found
+    return [_trial_result(prepared, candidate, by_index.get(candidate.index)) for candidate in candidates]
+
+
+def _trial_result(prepared: PreparedSearch, candidate: Candidate, found: Result | None) -> TrialResult:
+    if candidate.rejected is not None:
+        return TrialResult(candidate, REJECTED, reason=candidate.rejected)
+    folder = join(prepared.folder, "trials", candidate.name)
+    metrics: dict[str, Any] = (found.metrics or {}) if found is not None else {}
+    numbers = {key: float(value) for key, value in metrics.items() if isinstance(value, (int, float))}
+    value, step = numbers.get(prepared.options.search.metric, math.nan), int(numbers.get("step", 0))
+    status, reason = _status(prepared, candidate, found, step)
+    curve = _curve(found, prepared.options.search.metric)
+    seconds = numbers.get("seconds", 0.0)
+    return TrialResult(candidate, status, value, step, seconds, reason, folder, curve, numbers)
+
+
+def _status(prepared: PreparedSearch, candidate: Candidate, found: Result | None, step: int) -> tuple[str, str]:
+    if found is None:
+        return UNFINISHED, "it had not started when the search was stopped"
+    if found.error is not None:
+        lines = [line for line in str(found.error).splitlines() if line.strip()]
+        return FAILED, lines[-1].strip()[:500] if lines else type(found.error).__name__
+    metrics = found.metrics or {}
+    told = metrics.get("status", "")
+    if told not in ("", "training", FINISHED):
+        return str(told), str(metrics.get("reason", ""))
+    if told == FINISHED or step >= prepared.total_steps(candidate):
+        return FINISHED, ""
+    if metrics.get("done"):
+        return STOPPED, f"stopped by the scheduler at step {step}"
+    return UNFINISHED, f"it was at step {step} when the search was stopped"
+
+
+def _curve(found: Result | None, metric: str) -> tuple[tuple[int, float], ...]:
+    frame = found.metrics_dataframe if found is not None else None
+    if frame is None or metric not in frame or "step" not in frame:
+        return ()
+    # A resumed trial reports some steps again; the later report counts.
+    last = frame[["step", metric]].dropna().drop_duplicates("step", keep="last").sort_values("step")
+    return tuple((int(step), float(value)) for step, value in last.itertuples(index=False) if math.isfinite(value))
+
+
+def _with_report(prepared: PreparedSearch, factory: CandidateFactory, result: SearchResult) -> SearchResult:
+    best = best_trial(result.trials, result.mode)
+    command = pretrain_command(prepared.options, best) if best is not None else None
+    result = replace(result, command=command)
+    page = write_search_report(prepared.options, result, factory.target, notes=())
+    return replace(result, report=page)
+
+
+def _raise_if_useless(options: TuneOptions, result: SearchResult) -> None:
+    """Say what is wrong when no trial can be compared, and that there is more to do when it was interrupted."""
+    if result.count(UNFINISHED):
+        raise Interrupted(f"search {result.name} was stopped ({result.summary()}); the same command goes on with it")
+    if result.best is not None:
+        return
+    ended = [trial for trial in result.trials if trial.status != REJECTED]
+    if not ended:
+        reasons = {trial.reason for trial in result.trials}
+        raise UserError(f"every candidate of search {result.name} was rejected: {'; '.join(sorted(reasons)[:3])}")
+    reported = sorted({key for trial in ended for key in trial.metrics if "/" in key or key in ("loss",)})
+    if reported and options.search.metric not in reported:
+        raise UserError(
+            f"search.metric={options.search.metric}: no trial reports it; {nearest(options.search.metric, reported)}"
+        )
+    raise UserError(f"no trial of search {result.name} could be trained: {ended[0].reason}")

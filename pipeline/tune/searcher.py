@@ -1,0 +1,229 @@
+"""Suggests candidates to Ray Tune: Optuna draws, the factory solves, all is written down before it is trained."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import re
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from ray.tune.search import Searcher
+
+from pipeline import storage
+from pipeline.seeding import derive_seed
+from pipeline.tune.candidates import Candidate, CandidateFactory
+from pipeline.tune.options import SearchOptions
+from pipeline.tune.sampling import new_study
+from pipeline.tune.space import Space
+
+if TYPE_CHECKING:
+    import optuna
+
+logger = logging.getLogger(__name__)
+
+CANDIDATES = "candidates.json"
+RAY_FOLDER = "ray"
+# Rejected or repeated draws in a row after which the space counts as used up.
+_FRUITLESS_DRAWS = 200
+# What a searcher makes again from its log, in another process.
+_REBUILT = ("log", "_study", "_grid", "_by_index", "_asked", "_orphans")
+
+
+class CandidateLog:
+    """Every candidate of a search with its Ray trial and its outcome, rewritten whole at each change."""
+
+    def __init__(self, folder: str) -> None:
+        self._location = storage.join(folder, CANDIDATES)
+        self.candidates: list[Candidate] = []
+        self.trial_ids: dict[int, str] = {}
+        self.outcomes: dict[int, list[float] | None] = {}
+        if storage.exists(self._location):
+            self._read()
+
+    def add(self, candidate: Candidate, trial_id: str | None) -> None:
+        """Record a new candidate; without a trial id it was rejected."""
+        self.candidates.append(candidate)
+        if trial_id is not None:
+            self.trial_ids[candidate.index] = trial_id
+        self._write()
+
+    def assign(self, index: int, trial_id: str) -> None:
+        """Give a known candidate to another Ray trial."""
+        self.trial_ids[index] = trial_id
+        self._write()
+
+    def finish(self, index: int, values: list[float] | None) -> None:
+        """Record what a candidate reached; none: it failed."""
+        self.outcomes[index] = values
+        self._write()
+
+    def index_of(self, trial_id: str) -> int | None:
+        """The candidate that a Ray trial trains."""
+        return next((index for index, known in self.trial_ids.items() if known == trial_id), None)
+
+    @property
+    def accepted(self) -> list[Candidate]:
+        return [candidate for candidate in self.candidates if candidate.rejected is None]
+
+    @property
+    def rejected(self) -> list[Candidate]:
+        return [candidate for candidate in self.candidates if candidate.rejected is not None]
+
+    def _read(self) -> None:
+        content = json.loads(storage.read_bytes(self._location))
+        self.candidates = [Candidate.from_dict(entry) for entry in content["candidates"]]
+        self.trial_ids = {int(index): trial for index, trial in content["trial_ids"].items()}
+        self.outcomes = {int(index): values for index, values in content["outcomes"].items()}
+
+    def _write(self) -> None:
+        content = {
+            "candidates": [candidate.to_dict() for candidate in self.candidates],
+            "trial_ids": self.trial_ids,
+            "outcomes": self.outcomes,
+        }
+        storage.write_atomic(self._location, json.dumps(content, indent=1).encode())
+
+
+class CandidateSearcher(Searcher):
+    """A Ray Tune searcher over candidates. Its whole memory is the candidate log, so a killed search loses nothing."""
+
+    def __init__(self, search: SearchOptions, seed: int, space: Space, factory: CandidateFactory, folder: str) -> None:
+        super().__init__(metric=search.metric, mode=search.mode)
+        self._search = search
+        self._seed = seed
+        self._space = space
+        self._factory = factory
+        self._folder = folder
+        self._start()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Ray's config of the next candidate, or the sign that there are no more."""
+        if self._orphans:
+            orphan = self._by_index[self._orphans.pop(0)]
+            self.log.assign(orphan.index, trial_id)
+            return self._config(orphan)
+        if len(self.log.accepted) >= self._search.trials:
+            return str(Searcher.FINISHED)
+        candidate = self._next_candidate()
+        if candidate is None:
+            return str(Searcher.FINISHED)
+        self.log.add(candidate, trial_id)
+        self._by_index[candidate.index] = candidate
+        return self._config(candidate)
+
+    def set_search_properties(self, metric: str | None, mode: str | None, config: dict[str, Any], **spec: Any) -> bool:
+        """The space is this searcher's own; Ray's is empty."""
+        return not config
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna what a candidate reached."""
+        index = self.log.index_of(trial_id)
+        if index is None:
+            return
+        candidate = self._by_index[index]
+        values = None if error or not result else self._values(candidate, result)
+        self.log.finish(index, values)
+        self._tell(candidate, values)
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: the candidate log is always current."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Begin again from the candidate log."""
+        self._start()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in _REBUILT}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._start()
+
+    def _start(self) -> None:
+        self.log = CandidateLog(self._folder)
+        self._by_index = {candidate.index: candidate for candidate in self.log.accepted}
+        self._asked: dict[int, optuna.Trial] = {}
+        # Candidates that no trial Ray remembers belongs to: it was killed before it wrote them down.
+        known = known_trial_ids(self._folder)
+        self._orphans = [c.index for c in self.log.accepted if self.log.trial_ids.get(c.index) not in known]
+        self._study = new_study(self._search, derive_seed(self._seed, "search", len(self.log.candidates)))
+        self._grid = self._grid_draws() if self._search.algorithm == "grid" else None
+        for candidate in self.log.accepted:
+            if candidate.index in self.log.outcomes:
+                self._tell(candidate, self.log.outcomes[candidate.index])
+
+    def _next_candidate(self) -> Candidate | None:
+        """The next new candidate that can be trained, none if no more are found; rejected ones are recorded."""
+        for _ in range(_FRUITLESS_DRAWS):
+            asked = None if self._grid is not None else self._study.ask(self._distributions())
+            drawn = asked.params if asked is not None else next(self._grid or iter(()), None)
+            if drawn is None:
+                return None
+            candidate = self._factory.make(len(self.log.candidates), drawn)
+            repeated = any(candidate.settings == other.settings for other in self.log.candidates)
+            if not repeated and candidate.rejected is None:
+                if asked is not None:
+                    self._asked[candidate.index] = asked
+                return candidate
+            if asked is not None:
+                self._study.tell(asked, state=_failed())
+            if not repeated:
+                logger.info("rejected %s: %s", candidate.label, candidate.rejected)
+                self.log.add(candidate, None)
+        return None
+
+    def _distributions(self) -> dict[str, Any]:
+        return {key: domain.distribution() for key, domain in self._space.domains.items()}
+
+    def _grid_draws(self) -> Iterator[dict[str, Any]]:
+        keys = list(self._space.domains)
+        points = itertools.product(*[self._space.domains[key].grid() for key in keys])
+        done = [candidate.drawn for candidate in self.log.candidates]
+        return (draw for point in points if (draw := dict(zip(keys, point, strict=True))) not in done)
+
+    def _config(self, candidate: Candidate) -> dict[str, Any]:
+        # Training settings stand beside the candidate, where population-based training can change them.
+        return {"candidate": candidate.to_dict(), **candidate.training_settings}
+
+    def _values(self, candidate: Candidate, result: Mapping[str, Any]) -> list[float] | None:
+        if not math.isfinite(result.get(self._search.metric, math.nan)):
+            return None
+        values = [float(result[self._search.metric])]
+        if self._search.multi_objective and candidate.costs is not None:
+            values.append(float(candidate.costs.training_flops))
+        return values
+
+    def _tell(self, candidate: Candidate, values: list[float] | None) -> None:
+        import optuna
+
+        asked = self._asked.pop(candidate.index, None)
+        if asked is not None:
+            self._study.tell(asked, values, state=None if values else _failed())
+            return
+        # Drawn by a process that is gone: put what became of it into this one's memory.
+        state = optuna.trial.TrialState.COMPLETE if values else _failed()
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=candidate.drawn, distributions=self._distributions(), values=values, state=state
+            )
+        )
+
+
+def known_trial_ids(folder: str) -> set[str]:
+    """The trials in the newest state that Ray Tune has written for a search."""
+    files = storage.list_files(storage.join(folder, RAY_FOLDER))
+    states = [file for file in files if file.base_name.startswith("experiment_state-")]
+    if not states:
+        return set()
+    newest = max(states, key=lambda file: (file.mtime_ns or 0, str(file.base_name)))
+    content = storage.read_bytes(storage.join(folder, RAY_FOLDER, newest.base_name)).decode(errors="replace")
+    return set(re.findall(r'\\*"trial_id\\*":\s*\\*"(\w+)', content))
+
+
+def _failed() -> optuna.trial.TrialState:
+    import optuna
+
+    return optuna.trial.TrialState.FAIL

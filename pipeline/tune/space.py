@@ -1,0 +1,225 @@
+"""The search space: which dials and training options vary, over which values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from hip_model.errors import ConfigError
+from hip_model.geometry import GeometryDials, named_dials
+from hip_model.variants import available_models
+from pipeline.errors import UserError, nearest
+from pipeline.train.options import PretrainOptions
+from pipeline.tune.options import SearchOptions
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+_Options = TypeVar("_Options")
+# These belong to the search as a whole: a trial that changed them would be another experiment.
+_FIXED_KEYS = ("run", "storage", "resume", "dry_run", "tracking", "model", "scale")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of a list of values."""
+
+    values: tuple[Any, ...]
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna sees it."""
+        from optuna.distributions import CategoricalDistribution
+
+        return CategoricalDistribution(tuple(range(len(self.values))))
+
+    def value(self, drawn: Any) -> Any:
+        """The setting for what Optuna drew."""
+        return self.values[int(drawn)]
+
+    def grid(self) -> list[Any]:
+        """Draws of a complete grid."""
+        return list(range(len(self.values)))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from ``low`` to ``high``, both included; whole ones if both ends are whole."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    def distribution(self) -> BaseDistribution:
+        """As Optuna sees it."""
+        from optuna.distributions import FloatDistribution, IntDistribution
+
+        if self.is_whole:
+            return IntDistribution(int(self.low), int(self.high), log=self.log, step=int(self.step or 1))
+        return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
+
+    def value(self, drawn: Any) -> Any:
+        """The setting for what Optuna drew."""
+        return int(drawn) if self.is_whole else float(drawn)
+
+    def grid(self) -> list[Any]:
+        """Draws of a complete grid.
+
+        Raises:
+            UserError: the range is continuous.
+        """
+        step = self.step or (1 if self.is_whole else None)
+        if step is None or self.log:
+            raise UserError(f"a grid needs values: give {self.low} to {self.high} as a list, or with a step and no log")
+        count = math.floor((self.high - self.low) / step + 1e-9) + 1
+        return [self.low + index * step for index in range(count)]
+
+
+@dataclass(frozen=True)
+class Space:
+    """What varies, by key: ``dials.<dial>``, ``variant``, or a dotted pretrain key; and the dials that are fixed."""
+
+    domains: Mapping[str, Choice | Range]
+    fixed_dials: Mapping[str, Any]
+    searches_geometry: bool
+
+    def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings by key for what Optuna drew."""
+        return {key: domain.value(drawn[key]) for key, domain in self.domains.items()}
+
+    def grid_size(self) -> int:
+        """Points of the complete grid."""
+        return math.prod(len(domain.grid()) for domain in self.domains.values())
+
+    def describe(self) -> dict[str, Any]:
+        """The space as JSON values, to store and to compare."""
+        domains = {key: {type(domain).__name__.lower(): _plain(asdict(domain))} for key, domain in self.domains.items()}
+        return {"domains": domains, "fixed_dials": _plain(dict(self.fixed_dials))}
+
+
+def build_space(search: SearchOptions, base: PretrainOptions) -> Space:
+    """Read and check the space of a search.
+
+    Raises:
+        UserError: a dial, an option or a variant that does not exist or cannot take a value, naming the nearest.
+    """
+    domains: dict[str, Choice | Range] = {}
+    fixed: dict[str, Any] = {}
+    for dial, entry in search.dials.items():
+        key = f"search.dials.{dial}"
+        domain = _domain(key, entry)
+        for value in [domain] if not isinstance(domain, (Choice, Range)) else _extremes(domain):
+            _check_dial(key, dial, value)
+        if isinstance(domain, (Choice, Range)):
+            domains[f"dials.{dial}"] = domain
+        else:
+            fixed[dial] = domain
+    if search.variants:
+        for variant in search.variants:
+            _check_variant(variant)
+        domains["variant"] = Choice(tuple(search.variants))
+    for option, entry in search.options.items():
+        domain = _domain(f"search.options.{option}", entry)
+        domain = domain if isinstance(domain, (Choice, Range)) else Choice((domain,))
+        for value in _extremes(domain):
+            with_option(base, option, value)
+        domains[option] = domain
+    return Space(domains, fixed, bool(search.dials or search.variants))
+
+
+def with_option(options: _Options, key: str, value: Any) -> _Options:
+    """``options`` with the dotted ``key`` set; the option classes' own checks run.
+
+    Raises:
+        UserError: no such key, or a value it cannot take.
+    """
+    head, _, rest = key.partition(".")
+    assert is_dataclass(options)
+    assert not isinstance(options, type)
+    names = [field.name for field in fields(options)]
+    if head not in names:
+        raise UserError(f"search.options: there is no key {key!r}; {nearest(head, names)}")
+    if isinstance(options, PretrainOptions) and head in _FIXED_KEYS:
+        raise UserError(f"search.options.{key}: {head} is the same for all trials; set it outside the search")
+    current = getattr(options, head)
+    if not rest:
+        if is_dataclass(current):
+            raise UserError(f"search.options.{key} is a group; name one of its keys, {_names(current)}")
+        return replace(options, **{head: value})
+    if isinstance(current, dict):
+        return replace(options, **{head: {**current, rest: value}})
+    if not is_dataclass(current):
+        raise UserError(f"search.options: {key!r} goes below {head!r}, which is a value")
+    return replace(options, **{head: with_option(current, rest, value)})
+
+
+def dials_of(search: SearchOptions, space: Space, settings: Mapping[str, Any]) -> GeometryDials:
+    """The dials that a candidate's settings describe.
+
+    Raises:
+        ConfigError: two dials that exclude each other (more outer levels than levels).
+    """
+    changes = {key.removeprefix("dials."): value for key, value in settings.items() if key.startswith("dials.")}
+    return named_dials()[search.base].changed(**{**space.fixed_dials, **changes})
+
+
+def _domain(key: str, entry: Any) -> Any:
+    if isinstance(entry, (list, tuple)):
+        if not entry:
+            raise UserError(f"{key} is an empty list; give its values")
+        return Choice(tuple(entry))
+    if not isinstance(entry, Mapping):
+        return entry
+    known = ("low", "high", "log", "step")
+    if unknown := sorted(set(entry) - set(known)):
+        raise UserError(f"{key}: a range has no {unknown[0]!r}; {nearest(unknown[0], known)}")
+    if not {"low", "high"} <= set(entry):
+        raise UserError(f"{key}: a range needs low and high, got {', '.join(entry) or 'nothing'}")
+    found = Range(entry["low"], entry["high"], bool(entry.get("log", False)), entry.get("step"))
+    if not found.low <= found.high or (found.log and found.low <= 0) or (found.log and found.step):
+        raise UserError(f"{key}: low={found.low} to high={found.high} (log={found.log}, step={found.step}) is no range")
+    return found
+
+
+def _extremes(domain: Choice | Range) -> tuple[Any, ...]:
+    return domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+
+
+def _check_dial(key: str, dial: str, value: Any) -> None:
+    known = [field.name for field in fields(GeometryDials)]
+    if dial not in known:
+        raise UserError(f"search.dials: there is no dial {dial!r}; {nearest(dial, known)}")
+    try:
+        # Deep enough that only this dial's own range is checked here.
+        GeometryDials(depth=8).changed(**{dial: value}) if dial != "depth" else GeometryDials(depth=value)
+    except ConfigError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def _check_variant(variant: Any) -> None:
+    if isinstance(variant, str):
+        if variant not in available_models():
+            raise UserError(f"search.variants: there is no model {variant!r}; {nearest(variant, available_models())}")
+    elif isinstance(variant, Mapping):
+        for dial, value in variant.items():
+            _check_dial(f"search.variants.{dial}", str(dial), value)
+    else:
+        raise UserError(f"search.variants: {variant!r} is neither a model name nor a setting of dials")
+
+
+def _names(group: Any) -> str:
+    return ", ".join(field.name for field in fields(group))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(inner) for inner in value]
+    return value
