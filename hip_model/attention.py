@@ -1,31 +1,70 @@
-"""Attention inside groups: the two layers a HiP block is made of (specification: HiP paper, section 3; Perceiver IO)."""
+"""The two layers of a HiP block: cross-attention onto latents and self-attention between them, inside groups."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from hip_model.init import Linear
+from hip_model.kernels.attention import HIDDEN_SCORE, any_key, few_keys_attention, grouped_attention
+from hip_model.kernels.recompute import recomputed
+from hip_model.kernels.squared_relu import squared_relu
 
 NORM_EPSILON = 1e-5
-# The score of a key nobody may look at: finite, so that a group with no key at all gives zeros and not NaN.
-HIDDEN_SCORE = -1e30
 
 
 @dataclass(frozen=True)
 class Keys:
     """What some consecutive groups look at: ``values [B, g, l, C]`` and what is added to their scores.
 
-    ``bias`` broadcasts to ``[B, g, queries, l]``: 0 for an ordinary key, ``log n`` for one that stands for ``n`` equal ones,
-    ``HIDDEN_SCORE`` for a key that is not there. Queries that see no key at all get zeros from attention.
+    ``bias`` broadcasts to ``[B, g, queries, l]``: 0 for an ordinary key, ``log n`` for one that stands for ``n`` equal
+    ones, ``HIDDEN_SCORE`` for a key that is not there. Queries that see no key at all get zeros from attention.
     """
 
     values: Tensor
     bias: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.values.shape[0]
+
+    @property
+    def groups(self) -> int:
+        return self.values.shape[1]
+
+    @property
+    def per_group(self) -> int:
+        return self.values.shape[2]
+
+    @property
+    def recompute(self) -> bool:
+        return False
+
+    def build(self) -> Keys:
+        return self
+
+
+@dataclass(frozen=True)
+class LazyKeys:
+    """Keys of ``groups`` groups, about ``per_group`` each, made when attention gets to them.
+
+    ``recompute``: made again in the backward pass instead of being kept.
+    """
+
+    batch: int
+    groups: int
+    per_group: int
+    build: Callable[[], Keys]
+    recompute: bool
+
+
+def hidden_scores(empty: Tensor) -> Tensor:
+    """``[B, g, v]`` empty slots as the bias of keys, ``[B, g, 1, v]``."""
+    scores = torch.zeros(empty.shape, device=empty.device)
+    return scores.masked_fill(empty, HIDDEN_SCORE).unsqueeze(2)
 
 
 class MLP(nn.Module):
@@ -37,7 +76,7 @@ class MLP(nn.Module):
         self.output = Linear(widening * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(self.hidden(x).relu().square())
+        return self.output(squared_relu(self.hidden(x)))
 
 
 class CrossAttention(nn.Module):
@@ -70,27 +109,85 @@ class CrossAttention(nn.Module):
         needs_map = skip_channels is not None and skip_channels != query_channels
         self.skip = Linear(skip_channels, query_channels) if needs_map and skip_channels else None
 
-    def forward(self, queries: Tensor, keys: Sequence[Keys], skip: Tensor | None = None) -> Tensor:
-        """``queries [B or 1, G, N, D]`` over ``keys``, which cover the groups in order; ``skip [B, G, N, D']`` joins the queries.
+    def forward(self, queries: Tensor, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None) -> Tensor:
+        """``queries [B or 1, G, N, D]`` over ``keys``, which cover the groups in order; ``skip [B, G, N, D']`` is added.
 
         Returns ``[B, G, N, D]``.
         """
         if skip is not None:
             queries = queries + (skip if self.skip is None else self.skip(skip))
-        projected = self.query(self.query_norm(queries))
-        attended, first = [], 0
-        for part in keys:
-            groups = part.values.shape[1]
-            attended.append(self._attend(projected[:, first : first + groups], part))
-            first += groups
-        result = self.output(attended[0] if len(attended) == 1 else torch.cat(attended, dim=1))
+        result = self._attend(self.query_norm(queries), keys)
         if self.residual:
             result = result + queries
         return result + self.mlp(self.mlp_norm(result))
 
-    def _attend(self, projected: Tensor, keys: Keys) -> Tensor:
+    def _attend(self, queries: Tensor, keys: Sequence[Keys | LazyKeys]) -> Tensor:
+        """Attention and its output map by the cheapest of three forms that give the same result."""
+        form = self._cheapest_form(queries, max(part.per_group for part in keys))
+        if form == "folded_into_keys":
+            return self._by_part(self._attend_folded_into_keys, queries, keys)
+        projected = self.query(queries)
+        if form == "folded_into_queries":
+            folded, constant = self.key(projected, transposed=True)
+            # The same for all scores of a query, so it drops out of the softmax; zero times it keeps the bias's gradient.
+            projected = folded + 0.0 * constant.unsqueeze(-1)
+            return self.output(self._by_part(self._attend_folded_into_queries, projected, keys))
+        return self.output(self._by_part(self._attend_plainly, projected, keys))
+
+    def _cheapest_form(self, queries: Tensor, num_keys: int) -> str:
+        """Which form needs the fewest multiplications per group and example."""
+        if self.heads > 1:
+            return "plain"
+        num_queries, width, inner = queries.shape[2], self.query.in_features, self.key.in_features
+        # Queries without a batch axis are projected once for all examples: as good as free.
+        per_query = 0 if queries.shape[0] == 1 else num_queries
+        score, latents = 2 * num_queries * num_keys, num_queries * inner * width
+        costs = {
+            "plain": per_query * width * inner + 2 * num_keys * inner**2 + score * inner + latents,
+            "folded_into_queries": per_query * (width + inner) * inner
+            + num_queries * inner**2
+            + score * inner
+            + latents,
+            "folded_into_keys": 2 * num_keys * inner * (inner + width) + score * width,
+        }
+        return min(costs, key=lambda form: costs[form])
+
+    def _by_part(
+        self, attend: Callable[[Tensor, Keys | LazyKeys], Tensor], queries: Tensor, keys: Sequence[Keys | LazyKeys]
+    ) -> Tensor:
+        if len(keys) == 1:
+            return recomputed(attend, queries, keys[0], keep=not keys[0].recompute)
+        # split, not slices: its gradient is one concatenation.
+        shares = queries.split([part.groups for part in keys], dim=1)
+        results = [
+            recomputed(attend, share, part, keep=not part.recompute) for share, part in zip(shares, keys, strict=True)
+        ]
+        return torch.cat(results, dim=1)
+
+    def _attend_plainly(self, projected: Tensor, part: Keys | LazyKeys) -> Tensor:
+        keys = part.build()
         values = self.key_norm(keys.values)
         return grouped_attention(projected, self.key(values), self.value(values), self.heads, keys.bias)
+
+    def _attend_folded_into_queries(self, projected: Tensor, part: Keys | LazyKeys) -> Tensor:
+        """Keys and values are the normed tokens themselves: ``q . W_k y = (q W_k) . y``, ``sum p W_v y = W_v sum p y``."""
+        keys = part.build()
+        values = self.key_norm(keys.values)
+        result = self.value(grouped_attention(projected, values, values, 1, keys.bias))
+        return result if keys.bias is None else result * any_key(keys.bias).to(result.dtype)
+
+    def _attend_folded_into_keys(self, queries: Tensor, part: Keys | LazyKeys) -> Tensor:
+        """Queries are the normed latents or position codes themselves; all four projections act on the (few) keys."""
+        keys = part.build()
+        values = self.key_norm(keys.values)
+        folded, scores = self.query(self.key(values), transposed=True)
+        answers = self.output(self.value(values))
+        result = few_keys_attention(queries, folded, scores, answers, self.key.in_features**-0.5, keys.bias)
+        if keys.bias is None:
+            return result
+        # Zeros before the output map come out as its bias.
+        nothing = self.output(answers.new_zeros(1, 1, 1, self.output.in_features))
+        return torch.where(any_key(keys.bias), result, nothing.to(result.dtype))
 
 
 class SelfAttention(nn.Module):
@@ -123,32 +220,3 @@ class SelfAttention(nn.Module):
         # One draw per example; kept branches are not rescaled (as in the original).
         kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= self.drop_path
         return branch * kept.to(branch.dtype)
-
-
-def grouped_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Softmax attention within each group, scores over ``sqrt`` of the head width.
-
-    ``query [B or 1, G, N, A]``, ``key [B, G, M, A]``, ``value [B, G, M, V]``, ``bias`` as in ``Keys``; returns ``[B, G, N, V]``.
-    """
-    batch, groups = max(query.shape[0], key.shape[0]), query.shape[1]
-    query = query.expand(batch, -1, -1, -1)
-    mask = None if bias is None else bias.to(query.dtype)
-    if heads == 1:
-        # Groups stand in the head axis: no transposes.
-        result = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-    else:
-        query, key, value = (_split_heads(part, heads) for part in (query, key, value))
-        if mask is not None:
-            mask = mask.expand(batch, groups, -1, -1).flatten(0, 1).unsqueeze(1)
-        result = scaled_dot_product_attention(query, key, value, attn_mask=mask)
-        result = result.transpose(1, 2).reshape(batch, groups, query.shape[2], -1)
-    return result if bias is None else result * any_key(bias).to(result.dtype)
-
-
-def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.reshape(x.shape[0] * x.shape[1], x.shape[2], heads, -1).transpose(1, 2)
-
-
-def any_key(bias: Tensor) -> Tensor:
-    """Whether a query has any key to look at: bool, ``bias``'s shape with a last axis of 1."""
-    return (bias > HIDDEN_SCORE / 2).any(dim=-1, keepdim=True)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hip_model.attention import CrossAttention, Keys, SelfAttention
+from hip_model.attention import CrossAttention, Keys, LazyKeys, SelfAttention
 from hip_model.init import Table
 
 
@@ -43,9 +43,9 @@ class Block(nn.Module):
             SelfAttention(channels, self_heads, self_widening, dropout, drop_path) for _ in range(layers)
         )
 
-    def forward(self, keys: Sequence[Keys], skip: Tensor | None = None) -> Tensor:
+    def forward(self, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None) -> Tensor:
         """``keys`` cover this block's groups in order; ``skip [B, G, N, D']``. Returns ``[B, G, N, D]``."""
-        latents = self._queries(batch=keys[0].values.shape[0])
+        latents = self._queries(keys[0].batch)
         latents = self.cross_attention(latents, keys, skip)
         for layer in self.self_attention:
             latents = layer(latents)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from hip_model.attention import CrossAttention, Keys
+from hip_model.attention import CrossAttention, Keys, hidden_scores
 from hip_model.config import HiPConfig
 from hip_model.errors import ConfigError
 from hip_model.grouping import ModalityGroups
@@ -15,7 +15,7 @@ from hip_model.hip import HiP
 from hip_model.init import Linear, Table
 from hip_model.modality import Modality
 from hip_model.selection import TokenSelection
-from hip_model.tokens import ModelOutput, check_inputs, hidden_scores, token_rows
+from hip_model.tokens import ModelOutput, check_inputs, token_rows
 
 
 class ClassBottleneckHiP(HiP):
@@ -49,15 +49,15 @@ class ClassBottleneckHiP(HiP):
 
     def forward(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> ModelOutput:
         """As ``HiP.forward``, labels included in inputs and reconstruction (last)."""
-        codes = self._codes(selection)
+        codes = self.group_codes()
         keys = self._token_keys(self._without_labels(inputs), codes, selection)
         latents = self._levels(keys, self.config.num_blocks, self._label_keys(inputs, selection))
-        answers = self._reconstruct(latents[-1], codes, selection)
+        answers = self.answer_queries(self.head, latents[-1], codes, selection)
         return ModelOutput(answers | self._reconstruct_labels(latents, selection), latents)
 
     def encode(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> list[Tensor]:
         """As ``HiP.encode``; the labels take part."""
-        keys = self._token_keys(self._without_labels(inputs), self._codes(selection), selection)
+        keys = self._token_keys(self._without_labels(inputs), self.group_codes(), selection)
         return self._levels(keys, self.config.processor + 1, self._label_keys(inputs, selection))
 
     def _without_labels(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:

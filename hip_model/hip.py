@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from hip_model.attention import CrossAttention, Keys
+from hip_model.attention import CrossAttention, Keys, LazyKeys
 from hip_model.blocks import Block
 from hip_model.config import HiPConfig
 from hip_model.grouping import plan_groups, regroup
 from hip_model.modality import Modality
 from hip_model.selection import TokenSelection
-from hip_model.tokens import ModelOutput, TokenModel, grouped_keys, query_parts, selected_keys, ungroup
+from hip_model.tokens import ModelOutput, TokenModel
 
 
 class HiP(TokenModel):
@@ -40,34 +40,22 @@ class HiP(TokenModel):
         Raises:
             InputError: inputs that do not fit the modalities.
         """
-        codes = self._codes(selection)
+        codes = self.group_codes()
         latents = self._levels(self._token_keys(inputs, codes, selection), self.config.num_blocks)
-        return ModelOutput(self._reconstruct(latents[-1], codes, selection), latents)
+        return ModelOutput(self.answer_queries(self.head, latents[-1], codes, selection), latents)
 
     def encode(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> list[Tensor]:
         """Outputs ``[B, G, N, D]`` of the blocks up to and including the processor, for probes and embeddings."""
-        keys = self._token_keys(inputs, self._codes(selection), selection)
+        keys = self._token_keys(inputs, self.group_codes(), selection)
         return self._levels(keys, self.config.processor + 1)
-
-    def _codes(self, selection: TokenSelection | None) -> dict[str, Tensor]:
-        return {} if selection is not None else {m.name: self.position_code(m.name) for m in self.modalities}
 
     def _token_keys(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None
-    ) -> list[Keys]:
+    ) -> list[LazyKeys]:
         self.check_inputs(inputs)
-        parts = self.group_plan().modalities
-        hide = self.config.mask_padding
-        if selection is None:
-            tokens = self.full_tokens(inputs, codes)
-            return [grouped_keys(tokens[part.name], part, hide) for part in parts]
-        keys = []
-        for part in parts:
-            visible, empty = self.selected_tokens(part.name, inputs[part.name], selection.visible[part.name])
-            keys.append(selected_keys(visible, empty, part, hide, selection.has_empty_slots))
-        return keys
+        return self.token_keys(inputs, codes, selection, hide=self.config.mask_padding)
 
-    def _levels(self, keys: Sequence[Keys], num_blocks: int, labels: Keys | None = None) -> list[Tensor]:
+    def _levels(self, keys: Sequence[Keys | LazyKeys], num_blocks: int, labels: Keys | None = None) -> list[Tensor]:
         """Outputs of the first ``num_blocks`` blocks; decoder blocks add the output of their mirror in the encoder.
 
         ``labels [B, 1, t, D]`` join what the processor attends to.
@@ -83,21 +71,10 @@ class HiP(TokenModel):
             outputs.append(self._run_block(self.blocks[index], keys, skip))
         return outputs
 
-    def _run_block(self, block: nn.Module, keys: Sequence[Keys], skip: Tensor | None) -> Tensor:
+    def _run_block(self, block: nn.Module, keys: Sequence[Keys | LazyKeys], skip: Tensor | None) -> Tensor:
         if self.config.activation_checkpointing == "none" or not self.training:
             return block(keys, skip)
         return checkpoint(block, keys, skip, use_reentrant=False)
-
-    def _reconstruct(
-        self, latents: Tensor, codes: Mapping[str, Tensor], selection: TokenSelection | None
-    ) -> dict[str, Tensor]:
-        queries = query_parts(self, selection, codes)
-        result = {}
-        for part in self.group_plan().modalities:
-            source = latents[:, part.offset : part.offset + part.groups]
-            answers = self.unembed[part.name](self.head(queries[part.name], [Keys(source)]))
-            result[part.name] = ungroup(answers, part) if selection is None else answers.flatten(1, 2)
-        return result
 
 
 def _join(below: Tensor, labels: Keys) -> Keys:

@@ -33,16 +33,16 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, *, transposed: bool = False) -> Tensor:
-        """``[..., in] -> [..., out]``; ``transposed``: ``[..., out] -> [..., in]`` through the same weight, without bias.
+    def forward(self, x: Tensor, *, transposed: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
+        """``[..., in] -> [..., out]``.
 
-        The transposed map lives here so that sharded training, which gathers a weight for its own module's forward, sees it.
+        ``transposed``: what scores need when ``x [..., out]`` meets this layer's output, ``x . (W y + b) = (x W) . y + x . b``:
+        ``x W [..., in]`` and ``x . b [...]``. It lives here because sharded training gathers a weight only for the forward
+        of its own module.
         """
         if not transposed:
             return super().forward(x)
-        result = x @ self.weight.to(x.dtype)
-        # The bias has no part in it; zero times its sum keeps a (zero) gradient for every parameter.
-        return result if self.bias is None else result + self.bias.sum().to(x.dtype) * 0.0
+        return x @ self.weight.to(x.dtype), x @ self.bias.to(x.dtype)
 
 
 class Table(nn.Module):

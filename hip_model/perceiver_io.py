@@ -14,7 +14,7 @@ from hip_model.config import PerceiverIOConfig
 from hip_model.grouping import plan_single_group
 from hip_model.modality import Modality
 from hip_model.selection import TokenSelection
-from hip_model.tokens import ModelOutput, TokenModel, query_parts, selected_keys
+from hip_model.tokens import ModelOutput, TokenModel
 
 
 class PerceiverIO(TokenModel):
@@ -50,43 +50,31 @@ class PerceiverIO(TokenModel):
         Raises:
             InputError: inputs that do not fit the modalities.
         """
-        codes = self._codes(selection)
+        codes = self.group_codes()
         latents = self._latents(inputs, codes, selection)
-        queries = query_parts(self, selection, codes)
-        reconstruction = {}
-        for name, part in queries.items():
-            answers = self.unembed[name](self.head(part, [Keys(latents)]))
-            reconstruction[name] = answers.flatten(1, 2)
+        reconstruction = self.answer_queries(self.head, latents, codes, selection)
         return ModelOutput(reconstruction, [latents])
 
     def encode(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> list[Tensor]:
         """The block's output ``[B, 1, N, D]``, in a list as HiP's are."""
-        return [self._latents(inputs, self._codes(selection), selection)]
-
-    def _codes(self, selection: TokenSelection | None) -> dict[str, Tensor]:
-        return {} if selection is not None else {m.name: self.position_code(m.name) for m in self.modalities}
+        return [self._latents(inputs, self.group_codes(), selection)]
 
     def _latents(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None
     ) -> Tensor:
         self.check_inputs(inputs)
-        if selection is None:
-            tokens = self.full_tokens(inputs, codes)
-            keys = Keys(torch.cat([tokens[m.name] for m in self.modalities], dim=1).unsqueeze(1))
-        else:
-            keys = self._selected_keys(inputs, selection)
+        # There is no padding to hide: empty slots are all there is.
+        keys = _join([part.build() for part in self.token_keys(inputs, codes, selection, hide=True)])
         if self.config.activation_checkpointing == "none" or not self.training:
             return self.block([keys])
         return checkpoint(self.block, [keys], use_reentrant=False)
 
-    def _selected_keys(self, inputs: Mapping[str, Tensor], selection: TokenSelection) -> Keys:
-        parts = []
-        for part in self.group_plan().modalities:
-            visible, empty = self.selected_tokens(part.name, inputs[part.name], selection.visible[part.name])
-            parts.append(selected_keys(visible, empty, part, True, selection.has_empty_slots))
-        values = torch.cat([part.values for part in parts], dim=2)
-        if not selection.has_empty_slots:
-            return Keys(values)
-        batch = max(part.bias.shape[0] for part in parts if part.bias is not None)
-        bias = torch.cat([part.bias.expand(batch, -1, -1, -1) for part in parts if part.bias is not None], dim=-1)
-        return Keys(values, bias)
+
+def _join(parts: Sequence[Keys]) -> Keys:
+    """The keys of all modalities as one group's."""
+    values = torch.cat([part.values for part in parts], dim=2)
+    biases = [part.bias for part in parts if part.bias is not None]
+    if not biases:
+        return Keys(values)
+    batch = max(bias.shape[0] for bias in biases)
+    return Keys(values, torch.cat([bias.expand(batch, -1, -1, -1) for bias in biases], dim=-1))

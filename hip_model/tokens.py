@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
 
-from hip_model.attention import HIDDEN_SCORE, Keys
+from hip_model.attention import CrossAttention, Keys, LazyKeys
+from hip_model.attention import hidden_scores as hidden_scores
 from hip_model.config import HiPConfig, PerceiverIOConfig
 from hip_model.errors import ConfigError, InputError
 from hip_model.grouping import GroupPlan, ModalityGroups
 from hip_model.init import Linear
+from hip_model.kernels.recompute import recomputed
 from hip_model.modality import Modality
 from hip_model.positions import build_positions
 from hip_model.selection import TokenSelection
+from hip_model.token_runs import GroupRun, by_group, group_runs, raw_runs, run_groups
 
 
 @dataclass(frozen=True)
 class ModelOutput:
-    """``reconstruction[name]`` ``[B, T, C]`` (or ``[B, g*q, C]`` for a selection) and every block's output ``[B, G, N, D]``."""
+    """``reconstruction[name] [B, T, C]`` (``[B, g*q, C]`` for a selection) and all blocks' ``latents [B, G, N, D]``."""
 
     reconstruction: dict[str, Tensor]
     latents: list[Tensor]
@@ -57,7 +59,7 @@ class TokenModel(nn.Module):
         return self._plan
 
     def position_code(self, name: str, rows: Tensor | None = None) -> Tensor:
-        """The code that positions a modality's tokens and queries their reconstruction: ``[T, E]`` or ``[*rows.shape, E]``."""
+        """What positions a modality's tokens and queries their reconstruction: ``[T, E]`` or ``[*rows.shape, E]``."""
         code: Tensor = self.positions[name](rows)
         if len(self.position_projections) == 0:
             return code
@@ -77,24 +79,52 @@ class TokenModel(nn.Module):
         """All tokens with their positions: ``[B, T, E]`` per modality."""
         return {m.name: self.embed_tokens(m.name, inputs[m.name]) + codes[m.name] for m in self.modalities}
 
-    def selected_tokens(self, name: str, values: Tensor, slots: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens in some slots with their positions ``[B, g, v, E]``, and which slots are empty ``[B or 1, g, v]``.
+    def group_codes(self) -> dict[str, Tensor]:
+        """Every modality's position codes by group, ``[g, l, E]``, zeros after its last token."""
+        return {part.name: by_group(self.position_code(part.name), part) for part in self._plan.modalities}
 
-        ``slots [B or 1, g or 1, v]`` are positions inside groups. Only the selected raw values and position rows are read.
-        """
-        rows, empty = token_rows(self._plan[name], slots)
-        flat = rows.flatten(1)
-        if flat.shape[0] == 1:
-            chosen = values.index_select(1, flat[0])
-        else:
-            chosen = values.gather(1, flat.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-        chosen = chosen.view(values.shape[0], *rows.shape[1:], values.shape[-1])
-        return self.embed_tokens(name, chosen) + self.position_code(name, rows), empty
+    def token_keys(
+        self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None, hide: bool
+    ) -> list[LazyKeys]:
+        """What the groups of the first block look at, embedded when it gets to them; ``hide``: not at padding."""
+        has_empty = selection is not None and selection.has_empty_slots
+        keys = []
+        for part in self._plan.modalities:
+            values = inputs[part.name]
+            size = run_groups(values.shape[0], part, values.device)
+            runs = group_runs(codes[part.name], part, None if selection is None else selection.visible[part.name], size)
+            for run, raw in zip(runs, raw_runs(values, part, size), strict=True):
+                build = partial(run.keys, raw, partial(self.embed_tokens, part.name), hide, has_empty)
+                keys.append(LazyKeys(values.shape[0], run.groups, run.per_group, build, recompute=len(runs) > 1))
+        return keys
 
-    def selected_queries(self, name: str, slots: Tensor) -> Tensor:
-        """Position codes of some slots, ``[B or 1, g, q, E]``."""
-        rows, _ = token_rows(self._plan[name], slots)
-        return self.position_code(name, rows)
+    def answer_queries(
+        self,
+        head: CrossAttention,
+        latents: Tensor,
+        codes: Mapping[str, Tensor],
+        selection: TokenSelection | None,
+    ) -> dict[str, Tensor]:
+        """Position queries answered from ``latents``, whose groups are the tokens' groups, or one for all: ``[B, n, C]``."""
+        result = {}
+        for part in self._plan.modalities:
+            own = latents[:, part.offset : part.offset + part.groups]
+            size = run_groups(latents.shape[0], part, latents.device)
+            runs = group_runs(codes[part.name], part, None if selection is None else selection.queries[part.name], size)
+            answer = partial(self._answer, head, self.unembed[part.name])
+            parts = [
+                recomputed(answer, run, source, keep=len(runs) == 1)
+                for run, source in zip(runs, own.split(size, dim=1), strict=True)
+            ]
+            answers = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            answers = answers.flatten(1, 2)
+            result[part.name] = answers[:, : part.num_tokens] if selection is None else answers
+        return result
+
+    @staticmethod
+    def _answer(head: CrossAttention, unembed: nn.Module, run: GroupRun, latents: Tensor) -> Tensor:
+        answers: Tensor = unembed(head(run.queries(), [Keys(latents)]))
+        return answers
 
 
 def token_rows(groups: ModalityGroups, slots: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,70 +133,6 @@ def token_rows(groups: ModalityGroups, slots: Tensor) -> tuple[Tensor, Tensor]:
     rows = slots + first
     empty = (slots < 0) | (rows >= groups.num_tokens)
     return rows.masked_fill(empty, 0), empty
-
-
-def grouped_keys(tokens: Tensor, groups: ModalityGroups, mask_padding: bool) -> Keys:
-    """All tokens ``[B, T, E]`` of a modality as its groups' keys ``[B, g, l, E]``.
-
-    Slots after the modality's end are zero vectors, and so are the further slots up to the length all groups share; those
-    are equal keys in every group, so one key with ``+ log n`` stands for them. Padding is attended to, as in the original,
-    unless ``mask_padding`` hides it.
-    """
-    if groups.final_padding:
-        tokens = pad(tokens, (0, 0, 0, groups.final_padding))
-    values = tokens.view(tokens.shape[0], groups.groups, groups.group_tokens, -1)
-    if mask_padding:
-        return Keys(values, _hide_final_padding(groups, tokens.device) if groups.final_padding else None)
-    if groups.group_padding == 0:
-        return Keys(values)
-    bias = torch.zeros(1, 1, 1, groups.group_tokens + 1, device=tokens.device)
-    bias[..., -1] = math.log(groups.group_padding)
-    return Keys(pad(values, (0, 0, 0, 1)), bias)
-
-
-def selected_keys(tokens: Tensor, empty: Tensor, groups: ModalityGroups, mask_padding: bool, has_empty: bool) -> Keys:
-    """Visible tokens ``[B, g, v, E]`` as keys: empty slots hidden, all padding of a group as one key with ``+ log n``."""
-    padded = not mask_padding and groups.group_padding + groups.final_padding > 0
-    if not padded:
-        return Keys(tokens, hidden_scores(empty) if has_empty else None)
-    slots = groups.group_tokens + groups.group_padding
-    weights = [_log(slots - groups.tokens_in_group(group)) for group in range(groups.groups)]
-    pads = torch.tensor(weights, device=tokens.device).view(1, -1, 1, 1).expand(empty.shape[0], -1, -1, -1)
-    return Keys(pad(tokens, (0, 0, 0, 1)), torch.cat([hidden_scores(empty), pads], dim=-1))
-
-
-def grouped_queries(code: Tensor, groups: ModalityGroups) -> Tensor:
-    """Position codes ``[T, E]`` of all tokens as their groups' queries ``[1, g, l, E]``."""
-    if groups.final_padding:
-        code = pad(code, (0, 0, 0, groups.final_padding))
-    return code.view(1, groups.groups, groups.group_tokens, -1)
-
-
-def ungroup(answers: Tensor, groups: ModalityGroups) -> Tensor:
-    """``[B, g, l, E] -> [B, T, E]``: groups joined in order, the padding cut off."""
-    return answers.flatten(1, 2)[:, : groups.num_tokens]
-
-
-def query_parts(model: TokenModel, selection: TokenSelection | None, codes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The reconstruction queries of every modality, ``[B or 1, g, q, E]``."""
-    if selection is None:
-        return {part.name: grouped_queries(codes[part.name], part) for part in model.group_plan().modalities}
-    return {m.name: model.selected_queries(m.name, selection.queries[m.name]) for m in model.modalities}
-
-
-def hidden_scores(empty: Tensor) -> Tensor:
-    """``[B, g, v]`` empty slots as the bias of keys ``[B, g, 1, v]``."""
-    scores = torch.zeros(empty.shape, device=empty.device)
-    return scores.masked_fill(empty, HIDDEN_SCORE).unsqueeze(2)
-
-
-def _hide_final_padding(groups: ModalityGroups, device: torch.device) -> Tensor:
-    slot = torch.arange(groups.groups * groups.group_tokens, device=device)
-    return hidden_scores((slot >= groups.num_tokens).view(1, groups.groups, groups.group_tokens))
-
-
-def _log(count: int) -> float:
-    return math.log(count) if count else HIDDEN_SCORE
 
 
 def check_inputs(inputs: Mapping[str, Tensor], modalities: Sequence[Modality], device: torch.device) -> None:

@@ -107,7 +107,7 @@ def test_the_model_equals_its_naive_twin_forward_and_backward(
     assert_same(model, random_inputs(MODALITIES), selection)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     tokens=st.lists(st.integers(1, 60), min_size=1, max_size=3),
     groups=st.sampled_from([3, 4, 6]),
@@ -271,7 +271,7 @@ def test_processor_latents_are_drawn_in_training_and_all_used_in_evaluation() ->
     inputs = random_inputs(MODALITIES)
     assert model.train().encode(inputs)[-1].shape == (2, 1, 8, 32)
     assert model.eval().encode(inputs)[-1].shape == (2, 1, 16, 32)
-    rows = model.train().blocks[2]._queries(batch=2)
+    rows = model.train().blocks[2]._queries(2)
     table = model.blocks[2].latents.weight
     chosen = [[int((table == row).all(-1).nonzero()) for row in example[0]] for example in rows.detach()]
     assert all(len(set(example)) == 8 for example in chosen)
