@@ -1,10 +1,9 @@
-"""Models as files: weights in safetensors, what it takes to build them again in JSON, graphs for other runtimes.
+"""Models as files: weights in safetensors, and in JSON what it takes to build them again.
 
 A folder holds ``model.safetensors`` (with a checksum per tensor in its header) and ``config.json``. The weights are
 written first and each file is renamed into place, so a folder with a ``config.json`` is complete.
 
-There is no ONNX export: torch's exporter needs a further package, and the graphs from ``export_encoder`` and
-``export_reconstruction`` run wherever torch does.
+Graphs for other runtimes are in hip_model.graphs.
 """
 
 from __future__ import annotations
