@@ -92,15 +92,15 @@ class PredictOptions:
     """Run a model on raw media."""
 
     model: str  # models:/name@alias, run name, checkpoint or model folder
-    input: str  # a media file, a folder of them, or a table (csv, parquet) with a column "media"
+    input: str  # a media file, a folder of them, or a table (csv, parquet, txt) with a column "path"
     output: str = "predictions"  # folder for the results
     kind: str = "embeddings"  # embeddings, labels or reconstructions
     format: str = "parquet"  # of embeddings: parquet or npz
     top_k: int = 5  # labels kept for each file
     mask_ratio: float = 0.0  # share of tokens hidden before a reconstruction
     batch_size: int = 8  # clips in one forward pass
-    workers: int = 0  # Ray Data decoding workers for folders and tables; 0: decode in this process
-    trust: bool = False  # load a registered model from elsewhere even if that runs its pickled code
+    workers: int | None = None  # Ray Data decoding workers; 0: all in this process; none: Ray from 65 files on
+    trust: bool = False  # run the code of a registered model that hip register did not make
     storage: str = "hip-runs"  # where runs are kept
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
@@ -112,7 +112,7 @@ class PredictOptions:
         for key in ("top_k", "batch_size"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise UserError(f"workers={self.workers} must be 0 or more")
         if not 0 <= self.mask_ratio < 1:
             raise UserError(f"mask_ratio={self.mask_ratio} must be at least 0 and less than 1")

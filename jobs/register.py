@@ -1,0 +1,26 @@
+"""``hip register``: package a trained model and add it to the registry."""
+
+from __future__ import annotations
+
+from jobs.cli import verb
+from pipeline.registry.options import RegisterOptions
+
+
+def run(options: RegisterOptions) -> None:
+    """Register and print how to load the new version.
+
+    Raises:
+        HipError: as the parts raise it.
+    """
+    from pipeline.registry.register import register
+
+    version = register(options)
+    print(f"{version.name} version {version.version} is registered as {version.uri}")
+    print(f"try it:   hip predict model={version.uri} input=<file or folder> storage={options.storage}")
+    print(f"serve it: mlflow models serve --env-manager local -m {version.uri}")
+
+
+main = verb("register", RegisterOptions, run)
+
+if __name__ == "__main__":
+    raise SystemExit(main())
