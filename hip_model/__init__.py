@@ -1,6 +1,6 @@
 """Hierarchical Perceiver and its relatives in PyTorch: models, masked autoencoding, task heads, export.
 
-Names are loaded on first use: what needs no tensors (modalities, token orders, errors) must not pay for importing torch,
+Names are loaded on first use: what needs no tensors (modalities, token orders, errors) must not import torch,
 since every media-decoding process uses it.
 """
 
