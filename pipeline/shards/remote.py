@@ -30,7 +30,7 @@ class CacheOptions:
     """Where record batches of a remote dataset are kept on this machine."""
 
     folder: str = "~/.cache/hip-pipeline"
-    """Folder of the cache; processes of one machine may share it."""
+    """Folder of the cache; processes and datasets of one machine may share it."""
     limit_gib: float = 20.0
     """The least recently used record batches are deleted above this size."""
 
@@ -112,11 +112,11 @@ class RemoteBlocks:
         largest = max((batch.bytes for shard in shards for batch in shard.batches), default=0)
         if cache.limit_bytes < 4 * largest:
             raise UserError(
-                f"cache.limit_gib={cache.limit_gib} holds fewer than four record batches of {largest / 2**20:.0f} MiB; "
-                f"give it at least {4 * largest / 2**30:.3f}"
+                f"cache.limit_gib={cache.limit_gib:.3g} holds fewer than four record batches "
+                f"of {largest / 2**20:.3g} MiB; give it at least {4 * largest / 2**30:.3g}"
             )
-        folder = Path(cache.folder).expanduser() / manifest.fingerprint.removeprefix("sha256:")[:24]
-        self._cache = CacheFolder(folder, cache.limit_bytes)
+        self._cache = CacheFolder(Path(cache.folder).expanduser() / "record-batches", cache.limit_bytes)
+        self._prefix = manifest.fingerprint.removeprefix("sha256:")[:24]
         self._files: OrderedDict[int, pa.NativeFile] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._lock = Lock()
@@ -149,7 +149,7 @@ class RemoteBlocks:
             self._files.clear()
 
     def _name(self, shard: int, index: int) -> str:
-        return f"{self._shards[shard].name.removesuffix('.arrow')}-{index:05d}.batch"
+        return f"{self._prefix}/{self._shards[shard].name.removesuffix('.arrow')}-{index:05d}.batch"
 
     def _recall(self, key: tuple[int, int]) -> Block | None:
         with self._lock:
@@ -161,14 +161,17 @@ class RemoteBlocks:
     def _open(self, shard: int, index: int) -> Block:
         name = self._name(shard, index)
         record = self._shards[shard].batches[index]
-        path = self._cache.find(name) or self._cache.store(name, self._fetch(shard, record))
-        try:
-            return Block(parse_batch(_map(path), record, self._schema), self._specs)
-        except DataError:  # the copy on this machine may be what is damaged
-            path = self._cache.store(name, self._fetch(shard, record))
+        path = self._cache.find(name)
+        if path is not None:
+            try:
+                return Block(parse_batch(_map(path), record, self._schema), self._specs)
+            except (DataError, FileNotFoundError):  # the copy is damaged, or another process made room
+                self._cache.drop(name)
+        path = self._cache.store(name, self._fetch(shard, record))
         try:
             return Block(parse_batch(_map(path), record, self._schema), self._specs)
         except DataError as error:
+            self._cache.drop(name)
             raise DataError(f"{self._shards[shard].name}: {error}") from error
 
     def _fetch(self, shard: int, record: BatchRecord) -> pa.Buffer:
