@@ -100,7 +100,8 @@ def _weights(layer: Any, queries: Tensor, keys: Any, skip: Tensor | None) -> lis
         queries = queries + (skip if layer.skip is None else layer.skip(skip))
     projected = layer.query(layer.query_norm(queries))
     found, first = [], 0
-    for part in keys:
+    for given in keys:
+        part = given.build() if hasattr(given, "build") else given
         groups = part.values.shape[1]
         query, key = projected[:, first : first + groups], layer.key(layer.key_norm(part.values))
         first += groups

@@ -142,6 +142,24 @@ def attention_maps(image: np.ndarray, levels: Sequence[tuple[str, np.ndarray]], 
     return Picture(f"attention_{index}", "Attention of latents over pixels", png(figure), caption)
 
 
+def picture_rows(
+    name: str, title: str, columns: Sequence[str], rows: Sequence[Sequence[np.ndarray]], num_classes: int = 0
+) -> Picture:
+    """A grid of pictures: [H, W, 3] uint8 as they are, [H, W] as class numbers in ``num_classes`` colours."""
+    figure = canvas(2.1 * len(columns), 2.1 * len(rows) + 0.3)
+    grid = figure.subplots(len(rows), len(columns), squeeze=False)
+    for line, pictures in zip(grid, rows, strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            if picture.ndim == 3:
+                axes.imshow(picture)
+            else:
+                axes.imshow(picture, cmap="tab20", vmin=0, vmax=max(num_classes - 1, 1), interpolation="nearest")
+            axes.set_axis_off()
+    for axes, text in zip(grid[0], columns, strict=True):
+        axes.set_title(text, fontsize=9)
+    return Picture(name, title, png(figure))
+
+
 def _scatter(axes: Any, points: np.ndarray, kinds: np.ndarray, label_names: Sequence[str]) -> None:
     import matplotlib
 

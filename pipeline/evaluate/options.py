@@ -95,6 +95,14 @@ class SegmentationOptions:
     images: str = "image"  # modality that is segmented
     labels: str = "segmentation"  # modality with one class number per token
     ignore: int = 255  # class number that counts for nothing (the void of PASCAL VOC)
+    voc: str | None = None  # a PASCAL VOC folder: it is written to ``shards`` first, at the model's size
+    train: str = "head"  # head: the model stays frozen; full: a copy of it is fine-tuned
+    iterations: int = 300  # optimizer steps
+    learning_rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        one_of("segmentation.train", self.train, ("head", "full"))
+        at_least("segmentation.iterations", self.iterations, 1)
 
 
 @dataclass(frozen=True)

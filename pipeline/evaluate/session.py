@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline import storage
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.evaluate.embed import Embeddings, EmbedRequest, embed
 from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model
 from pipeline.evaluate.options import EvaluateOptions
-from pipeline.shards.manifest import Manifest
+from pipeline.shards.manifest import MANIFEST_NAME, Manifest
 from pipeline.shards.reader import ShardReader
+from pipeline.shards.schema import ModalitySpec
 
 
 @dataclass
@@ -85,7 +86,23 @@ def open_session(options: EvaluateOptions, folder: str) -> Session:
     Raises:
         UserError: no model, no dataset, or data that the model was not made for.
     """
-    manifest = Manifest.load(options.shards)
     loaded = load_model(storage.local_path(options.model), options.device)
+    if options.task == "segmentation" and options.segmentation.voc is not None:
+        _make_voc(options, loaded)
+    manifest = Manifest.load(options.shards)
     check_model_fits(loaded, manifest, options.shards)
     return Session(options, loaded, manifest, folder)
+
+
+def _make_voc(options: EvaluateOptions, loaded: LoadedModel) -> None:
+    """Write the VOC folder to ``shards``, unless a dataset is there already."""
+    if storage.exists(storage.join(options.shards, MANIFEST_NAME)):
+        return
+    from pipeline.evaluate.voc import write_voc_shards
+
+    wanted = options.segmentation
+    specs = {spec["name"]: ModalitySpec.from_dict(spec) for spec in loaded.metadata["data"]["modalities"]}
+    if wanted.images not in specs:
+        raise UserError(f"segmentation.images={wanted.images!r}: {nearest(wanted.images, specs)}")
+    assert wanted.voc is not None
+    write_voc_shards(storage.local_path(wanted.voc), options.shards, specs[wanted.images], wanted.labels)

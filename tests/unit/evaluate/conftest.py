@@ -73,7 +73,7 @@ def model_folder(shards, tmp_path_factory) -> str:
 @pytest.fixture
 def options(shards, model_folder, tmp_path):
     """Build EvaluateOptions on the tiny dataset and model, everything below a temporary folder."""
-    from pipeline.evaluate.options import EmbedOptions, EvaluateOptions, IntervalOptions
+    from pipeline.evaluate.options import EmbedOptions, EvaluateFigureOptions, EvaluateOptions, IntervalOptions
     from pipeline.tracking.options import TrackingOptions
 
     def make(**changes):
@@ -84,6 +84,7 @@ def options(shards, model_folder, tmp_path):
             "output": str(tmp_path / "evaluation"),
             "embed": EmbedOptions(batch_size=8, chunk_examples=20),
             "interval": IntervalOptions(resamples=50),
+            "figures": EvaluateFigureOptions(enabled=False),
             "tracking": TrackingOptions(enabled=False),
         }
         return EvaluateOptions(**(given | changes))
