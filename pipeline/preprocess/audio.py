@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.preprocess.container import claimed_seconds, media_errors
+from pipeline.preprocess.container import claimed_stream_seconds, decoded_frames, media_errors
 from pipeline.preprocess.limits import LimitsOptions, MediaError
 from pipeline.preprocess.recipe import AudioRecipe
 
@@ -76,26 +76,25 @@ class AudioDecoder:
         resampler: Any = None
         sound_format: tuple[Any, ...] = ()
         position, expected, seconds_read = 0, 0.0, 0.0
-        with media_errors("audio stream"):
-            for frame in self.container.decode(self.stream):
-                begin = float(frame.pts * frame.time_base) if frame.pts is not None else expected
-                this_format = (frame.format.name, frame.layout.name, frame.sample_rate)
-                if self.origin_seconds is None:
-                    self.origin_seconds = begin
-                if resampler is None or this_format != sound_format or abs(begin - expected) > _JUMP_SECONDS:
-                    if resampler is not None:
-                        yield position, self._convert(resampler, None)
-                    resampler, sound_format = self._new_resampler(), this_format
-                    position, expected = round((begin - self.origin_seconds) * rate), begin
-                expected += frame.samples / frame.sample_rate
-                seconds_read = expected - self.origin_seconds
-                if seconds_read > self.limits.max_duration_seconds:
-                    raise MediaError("too_long", f"plays beyond {self.limits.max_duration_seconds:,.0f} s")
-                samples = self._convert(resampler, frame)
-                yield position, samples
-                position += len(samples)
-            if resampler is not None:
-                yield position, self._convert(resampler, None)
+        for frame in decoded_frames(self.container, self.stream):
+            begin = float(frame.pts * frame.time_base) if frame.pts is not None else expected
+            this_format = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if self.origin_seconds is None:
+                self.origin_seconds = begin
+            if resampler is None or this_format != sound_format or abs(begin - expected) > _JUMP_SECONDS:
+                if resampler is not None:
+                    yield position, self._convert(resampler, None)
+                resampler, sound_format = self._new_resampler(), this_format
+                position, expected = round((begin - self.origin_seconds) * rate), begin
+            expected += frame.samples / frame.sample_rate
+            seconds_read = expected - self.origin_seconds
+            if seconds_read > self.limits.max_duration_seconds:
+                raise MediaError("too_long", f"plays beyond {self.limits.max_duration_seconds:,.0f} s")
+            samples = self._convert(resampler, frame)
+            yield position, samples
+            position += len(samples)
+        if resampler is not None:
+            yield position, self._convert(resampler, None)
         self._refuse_truncated(expected)
 
     def _new_resampler(self) -> Any:
@@ -107,15 +106,11 @@ class AudioDecoder:
     def _convert(self, resampler: Any, frame: Any) -> Samples:
         if frame is not None:
             frame.pts = None  # the position is kept here, to the sample
-        parts = [out.to_ndarray().reshape(-1, self.recipe.channels) for out in resampler.resample(frame)]
+        with media_errors("resampling"):
+            parts = [out.to_ndarray().reshape(-1, self.recipe.channels) for out in resampler.resample(frame)]
         return np.concatenate(parts) if parts else np.zeros((0, self.recipe.channels), np.int16)
 
     def _refuse_truncated(self, end: float) -> None:
-        claimed = claimed_seconds(self.container)
-        stream = self.stream
-        if stream.duration:
-            claimed = float(stream.duration * stream.time_base)
-        elif self.container.streams.video:
-            return  # only the container claims a duration, and that may be the video's
-        if end < 0.9 * claimed - _TRUNCATED_SLACK_SECONDS:
+        claimed = claimed_stream_seconds(self.container, self.stream)
+        if claimed and end < 0.9 * claimed - _TRUNCATED_SLACK_SECONDS:
             raise MediaError("truncated", f"sound ends at {end:.2f} s of the claimed {claimed:.2f} s")

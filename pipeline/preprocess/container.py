@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from pipeline.preprocess.limits import LimitsOptions, MediaError
-
-_ENCRYPTED_TAGS = ("encv", "enca", "drmi", "drms")
 
 
 @contextmanager
@@ -33,7 +31,7 @@ def open_container(path: str, limits: LimitsOptions) -> Iterator[Any]:
     """An open PyAV input container whose claimed duration is within the limits.
 
     Raises:
-        MediaError: corrupt, too_long, no_stream or encrypted.
+        MediaError: corrupt, too_long or no_stream.
     """
     import av
 
@@ -66,7 +64,8 @@ def choose_video(container: Any) -> Any | None:
 def _video_rank(stream: Any) -> tuple[bool, int, int]:
     import av
 
-    pixels = (stream.codec_context.width or 0) * (stream.codec_context.height or 0)
+    context = stream.codec_context  # None for an unknown codec
+    pixels = (context.width or 0) * (context.height or 0) if context is not None else -1
     return bool(stream.disposition & av.stream.Disposition.default), pixels, -stream.index
 
 
@@ -79,12 +78,36 @@ def prepare_stream(stream: Any) -> None:
     """One decoder thread (files are the unit of parallel work).
 
     Raises:
-        MediaError: encrypted, or a codec that this build of FFmpeg does not know.
+        MediaError: a codec that this build of FFmpeg does not know.
     """
-    context = stream.codec_context
-    tag = (context.codec_tag if context is not None else "") or ""
-    if tag.lower() in _ENCRYPTED_TAGS:
-        raise MediaError("encrypted", f"stream {stream.index} is marked {tag}")
-    if context is None:
+    if stream.codec_context is None:
         raise MediaError("corrupt", f"stream {stream.index} has a codec that this FFmpeg build does not know")
-    context.thread_count = 1
+    stream.codec_context.thread_count = 1
+
+
+def decoded_frames(container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of one stream from where the container stands.
+
+    Raises:
+        MediaError: corrupt or encrypted.
+    """
+    with media_errors(f"{stream.type} stream"):
+        for packet in container.demux(stream):
+            if packet.has_sidedata("encryption_info"):
+                raise MediaError("encrypted", f"stream {stream.index} is encrypted")
+            yield from packet.decode()
+
+
+def claimed_stream_seconds(container: Any, stream: Any) -> float | None:
+    """The duration that a container claims for one stream; None when it does not say.
+
+    Matroska keeps it in a tag; a container's own claim is the longest of its streams, so it counts only for one alone.
+    """
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    parts = stream.metadata.get("DURATION", "").split(":")
+    if len(parts) == 3:
+        with suppress(ValueError):
+            return int(parts[0]) * 3600 + int(parts[1]) * 60 + float(parts[2])
+    alone = len(container.streams.video) + len(container.streams.audio) == 1
+    return container.duration / 1_000_000 if alone and container.duration else None

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.errors import DataError
 from pipeline.shards.record import ShardRecord
 from pipeline.storage import join, list_files, read_bytes, resolve, write_atomic
 
@@ -93,7 +94,7 @@ def _load_task(location: str) -> TaskRecord | None:
         head: dict[str, Any] = json.loads(table.schema.metadata[_METADATA_KEY])
         shards = tuple(ShardRecord.from_dict(shard) for shard in head["shards"])
         rows = tuple(LedgerRow(**row) for row in table.to_pylist())
-    except (pa.ArrowInvalid, OSError, KeyError, TypeError, ValueError):
+    except (pa.ArrowInvalid, DataError, OSError, KeyError, TypeError, ValueError):
         return None
     return TaskRecord(head["task"], head["recipe"], shards, rows)
 

@@ -93,10 +93,10 @@ class TokenRecipe:
         _require_choice("tokens.token_order", self.token_order, _GRID_ORDERS)
         if not 0 < self.minimum_coverage <= 1:
             raise UserError(f"tokens.minimum_coverage={self.minimum_coverage} must be above 0 and at most 1")
-        if not self.specs():
-            raise UserError("tokens names no modality; give at least one of video, audio, image, points")
         if self.audio and self.samples_per_clip < 1:
             raise UserError(f"tokens.clip_seconds={self.clip_seconds} holds no sample at {self.audio.sample_rate} Hz")
+        if not self.specs():
+            raise UserError("tokens names no modality; give at least one of video, audio, image, points")
 
     @property
     def stride(self) -> float:

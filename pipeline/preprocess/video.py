@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.preprocess.container import claimed_seconds, media_errors
+from pipeline.preprocess.container import claimed_stream_seconds, decoded_frames, media_errors
 from pipeline.preprocess.limits import LimitsOptions, MediaError
 from pipeline.preprocess.recipe import TokenRecipe, VideoRecipe
 from pipeline.preprocess.resize import Picture, fit_picture
@@ -54,7 +54,7 @@ class VideoDecoder:
         pixels = (context.width or 0) * (context.height or 0)
         if pixels > self.limits.max_pixels:
             raise MediaError("too_large", f"{context.width}x{context.height} pixels, limit {self.limits.max_pixels:,}")
-        self._frames = self._decode()
+        self._frames = decoded_frames(self.container, self.stream)
         first = next(self._frames, None)
         if first is None:
             raise MediaError("corrupt", "the video stream has no decodable frame")
@@ -87,22 +87,18 @@ class VideoDecoder:
         yield ShownFrame(held_begin, self.end_seconds, held)
         self._refuse_truncated()
 
-    def _decode(self) -> Iterator[Any]:
-        with media_errors("video stream"):
-            yield from self.container.decode(self.stream)
-
     def _seek(self, begin: float) -> tuple[Any, Iterator[Any]]:
         """Go to the key frame before ``begin``; back to the start of the file if the container cannot."""
         target = self.origin_seconds + begin
         with media_errors("seeking"):
             self.container.seek(int(target / self.stream.time_base), stream=self.stream, backward=True)
-        frames = self._decode()
+        frames = decoded_frames(self.container, self.stream)
         held = next(frames, None)
         if held is not None and (_seconds(held) or 0.0) <= target:
             return held, frames
         with media_errors("seeking"):
             self.container.seek(0)
-        frames = self._decode()
+        frames = decoded_frames(self.container, self.stream)
         return next(frames, self._first), frames
 
     def _usual_frame_seconds(self) -> float:
@@ -110,9 +106,9 @@ class VideoDecoder:
         return float(1 / rate) if rate and rate < 1000 else 1 / 25
 
     def _refuse_truncated(self) -> None:
-        stream = self.stream
-        claimed = float(stream.duration * stream.time_base) if stream.duration else claimed_seconds(self.container)
-        if self.end_seconds < 0.9 * (claimed - _start_seconds(stream)) - _TRUNCATED_SLACK_SECONDS:
+        claimed = claimed_stream_seconds(self.container, self.stream)
+        # Some containers claim a length, some the time of the end; the smaller reading is the safe one.
+        if claimed and self.end_seconds < 0.9 * (claimed - max(0.0, self.origin_seconds)) - _TRUNCATED_SLACK_SECONDS:
             raise MediaError("truncated", f"video ends at {self.end_seconds:.2f} s of the claimed {claimed:.2f} s")
 
 
@@ -172,10 +168,6 @@ def _target(recipe: TokenRecipe, begin: float, window: _Window) -> float:
 def _seconds(frame: Any) -> float | None:
     stamp = frame.pts if frame.pts is not None else frame.dts
     return float(stamp * frame.time_base) if stamp is not None and frame.time_base else None
-
-
-def _start_seconds(stream: Any) -> float:
-    return max(0.0, float(stream.start_time * stream.time_base)) if stream.start_time else 0.0
 
 
 def _rotation(frame: Any) -> int:
