@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.record import ShardRecord
 from pipeline.shards.schema import ExampleRow, ModalitySpec
 from pipeline.shards.writer import ShardWriter
 
@@ -43,9 +46,34 @@ def write_dataset(
     poisoned: tuple[int, ...] = (),
     without_sound: tuple[int, ...] = (),
 ) -> str:
-    """Write a dataset and return its folder; ``poisoned`` and ``without_sound`` name training examples."""
+    """Write a dataset and return its folder; ``poisoned`` and ``without_sound`` name training examples.
+
+    The writer refuses NaN, so to plant one its check is switched off, and the statistics are those of clean data.
+    """
+    if poisoned:
+        clean = write_dataset(folder / "clean", train, validation, specs)
+        with patch.object(np, "isfinite", lambda values: np.ones(1, bool)):
+            records = _write_shards(folder, train, validation, specs, poisoned, without_sound)
+        statistics = [shard.statistics for shard in Manifest.load(clean).shards]
+        records = [replace(record, statistics=known) for record, known in zip(records, statistics, strict=True)]
+    else:
+        records = _write_shards(folder, train, validation, specs, poisoned, without_sound)
+    Manifest(tuple(specs), tuple(records), lineage={"recipe": {}}).write(str(folder))
+    return str(folder)
+
+
+def _write_shards(
+    folder: Path,
+    train: int,
+    validation: int,
+    specs: tuple[ModalitySpec, ...],
+    poisoned: tuple[int, ...],
+    without_sound: tuple[int, ...],
+) -> list[ShardRecord]:
     records = []
     for split, count in (("train", train), ("validation", validation)):
+        if not count:
+            continue
         writer = ShardWriter(str(folder), f"{split}-00000", list(specs))
         for index in range(count):
             row = example(index, specs, split, poison=split == "train" and index in poisoned)
@@ -53,5 +81,4 @@ def write_dataset(
                 row.arrays["audio"] = None
             writer.add(row)
         records.append(writer.close())
-    Manifest(tuple(specs), tuple(records), lineage={"recipe": {}}).write(str(folder))
-    return str(folder)
+    return records

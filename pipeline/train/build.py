@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -16,7 +17,7 @@ from hip_model import ConfigError, Modality, available_models, build_model
 from hip_model.accounting import forward_flops
 from hip_model.autoencoder import LossConfig, MaskedAutoencoder
 from hip_model.export import save_pretrained
-from hip_model.masking import MaskConfig
+from hip_model.masking import MaskConfig, sample_selection
 from hip_model.normalisation import Normalisation
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.loader import BatchLoader
@@ -41,7 +42,10 @@ def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAut
         torch.manual_seed(derive_seed(options.seed, "weights"))
         try:
             model = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
-            return MaskedAutoencoder(model, mask_config(options), loss_config(options), normalisation_of(manifest))
+            mask = mask_config(options)
+            if mask.policy != "attention":  # draw one, for some policies fit some modalities only
+                sample_selection(mask, model.modalities, model.group_plan(), torch.zeros(1, dtype=torch.int64))
+            return MaskedAutoencoder(model, mask, loss_config(options), normalisation_of(manifest))
         except ConfigError as error:
             raise UserError(f"model={options.model.name} does not fit {options.shards}: {error}") from error
 
@@ -79,18 +83,18 @@ def is_complete_data(manifest: Manifest) -> bool:
     return all(spec.name in found and found[spec.name].examples == wanted for spec in manifest.modalities)
 
 
-def flops_per_example(model: nn.Module, options: PretrainOptions) -> float:
+def flops_per_example(model: Any, options: PretrainOptions) -> float:
     """Forward matrix-product FLOPs of one masked example."""
     return float(forward_flops(model.config, model.modalities, mask_config(options)))
 
 
-def recompute_blocks(model: nn.Module) -> None:
+def recompute_blocks(model: Any) -> None:
     """Keep only the inputs of each block and compute the rest again in the backward pass."""
     for block in model.blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
-def compile_blocks(model: nn.Module) -> None:
+def compile_blocks(model: Any) -> None:
     """Compile block by block: smaller graphs, one compilation for equal blocks."""
     for block in model.blocks:
         block.compile()
@@ -140,7 +144,7 @@ class TrainingData:
 class ModelExport:
     """Writes the portable model from float32 weights by name, whatever the engine holds."""
 
-    skeleton: nn.Module  # the same model on the meta device: names and shapes, where ZeRO-3 leaves pieces in the live one
+    skeleton: nn.Module  # the model on the meta device: names and shapes, where ZeRO-3 leaves pieces in the live one
     live: nn.Module
     metadata: Mapping[str, object]
 

@@ -1,8 +1,9 @@
 """Checkpoints by parameter name: one format for every engine, ZeRO stage and number of workers.
 
 A checkpoint is a folder ``step_00000012`` with the portable model (``model.safetensors``, ``config.json``),
-``trainer_state.json``, ``optimizer/part-*-of-*.safetensors`` (float32 weights and Adam moments, each worker its share of the
-names) and, written last, ``complete.json`` with all sizes. A folder without a matching ``complete.json`` does not count.
+``trainer_state.json``, ``optimizer/part-*-of-*.safetensors`` (float32 weights and Adam moments, each worker its share
+of the names) and, written last, ``complete.json`` with all sizes. A folder without a matching ``complete.json`` does
+not count.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class NamedStates(Mapping[str, ParameterState]):
         self._where: dict[str, Path] = {}
         for part in sorted((_local_copy(folder) / "optimizer").glob("part-*.safetensors")):
             with safe_open(part, "pt") as opened:
-                self._where |= {key.removeprefix("weight/"): part for key in opened.keys() if key.startswith("weight/")}
+                keys = list(opened.keys())
+            self._where |= {key.removeprefix("weight/"): part for key in keys if key.startswith("weight/")}
 
     def __getitem__(self, name: str) -> ParameterState:
         with safe_open(self._where[name], "pt") as opened:
@@ -103,8 +105,8 @@ class NamedStates(Mapping[str, ParameterState]):
         missing, extra = sorted(shapes.keys() - set(self)), sorted(set(self) - shapes.keys())
         if missing or extra:
             raise UserError(
-                f"the checkpoint is of another model: it lacks {missing[:3] or 'nothing'} and has {extra[:3] or 'nothing'} "
-                "in excess; give the model it was made with, or another run.name"
+                f"the checkpoint is of another model: it lacks {missing[:3] or 'nothing'} and has "
+                f"{extra[:3] or 'nothing'} in excess; give the model it was made with, or another run.name"
             )
         for name, shape in shapes.items():
             if self[name].weight.shape != shape:
@@ -142,8 +144,7 @@ class CheckpointWriter:
             InfrastructureError: it could not be written (a full disk); the earlier ones are untouched.
         """
         target = join(self.run_folder, "checkpoints", checkpoint_name(state.step))
-        token = self._same_everywhere(uuid.uuid4().hex[:8])
-        staging = self._staging(token)
+        staging = self._staging(self._same_everywhere(uuid.uuid4().hex[:8]) or "")
         trouble: str | None = None
         mine, weights = self._collect(engine)  # all workers take part, whatever happens to their files
         try:

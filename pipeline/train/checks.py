@@ -44,8 +44,8 @@ def _check_engine(options: PretrainOptions) -> None:
     engine, optim = options.engine, options.optim
     if engine.kind == "deepspeed" and engine.precision != "fp32" and engine.stage == 0:
         raise UserError(
-            f"engine.precision={engine.precision} needs engine.stage of 1 or more with DeepSpeed (stage 0 has no float32 "
-            "master weights that can be saved by name); set engine.stage=1, or engine=torch"
+            f"engine.precision={engine.precision} needs engine.stage of 1 or more with DeepSpeed, got 0 (it has no "
+            "float32 master weights that could be saved by name); set engine.stage=1, or engine=torch"
         )
     if optim.kind == "lamb" and engine.kind == "deepspeed" and engine.stage > 0:
         raise UserError(
@@ -85,6 +85,6 @@ def check_cluster(options: PretrainOptions, resources: dict[str, float]) -> None
         there = resources.get(key, 0.0)
         if workers * each > there + 1e-6:
             raise UserError(
-                f"scale.workers={workers} x scale.{key.lower()}s_per_worker={each:g} = {workers * each:g} {key}s, but the "
-                f"cluster has {there:g}; use fewer workers, smaller ones, or a larger cluster"
+                f"scale.workers={workers} x scale.{key.lower()}s_per_worker={each:g} = {workers * each:g} {key}s, but "
+                f"the cluster has {there:g}; use fewer workers, smaller ones, or a larger cluster"
             )

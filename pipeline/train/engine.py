@@ -43,7 +43,7 @@ class Engine(Protocol):
         """Run the module on this worker's part of the batch."""
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of ``loss``; their sum over workers and calls is what ``step`` applies. ``last``: of this step."""
+        """Add the gradient of ``loss``; ``step`` applies their sum over workers and calls. ``last``: of this step."""
 
     def step(self, learning_rate: float) -> StepResult:
         """Apply the summed gradient and forget it; a non-finite one is forgotten only."""

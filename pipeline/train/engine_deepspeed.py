@@ -24,7 +24,7 @@ from pipeline.train.options import EngineOptions, OptimOptions
 
 
 class _LossFirst(nn.Module):
-    """Puts the loss where DeepSpeed looks for tensors: it attaches its backward hooks to a tuple, not to a dataclass."""
+    """Puts the loss where DeepSpeed attaches its backward hooks: it looks into tuples, not into dataclasses."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ class DeepSpeedEngine:
             self._create_moments()
 
     def _create_moments(self) -> None:
-        """Make zero moments now: DeepSpeed links them to names once, after the first group's first update, too early."""
+        """Make zero moments now: DeepSpeed links them to names after the first group's first update, too early."""
         zero = self._engine.optimizer
         flats = zero.fp32_partitioned_groups_flat if self._stage == 3 else zero.single_partition_of_fp32_groups
         for flat in flats:

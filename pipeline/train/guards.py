@@ -102,7 +102,7 @@ class Guard(Hook):
         ]
         steps = ", ".join(f"{event['step']} ({event['reason'].replace('_', ' ')})" for event in recent)
         return (
-            f"training diverged at step {fact.step}: {self.options.consecutive_bad_steps} bad steps in a row again after "
+            f"training diverged at step {fact.step}: {self.options.consecutive_bad_steps} bad steps in a row, after "
             f"{self.rollbacks} roll-backs; last bad steps: {steps}; loss {fact.loss:.4g}, learning rate "
             f"{fact.learning_rate:.3g}. Lower optim.base_learning_rate, clip harder (engine.gradient_clip), use "
             f"engine.precision=fp32, or look at the examples named in trainer_state.json (hooks.guards.events)"

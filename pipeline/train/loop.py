@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -76,7 +77,7 @@ class Trainer:
         self.checkpoints.prune()
 
     def roll_back(self) -> None:
-        """Put the last checkpoint's weights and moments back; step and position stay, so its bad examples are left behind."""
+        """Put the last checkpoint's weights and moments back; step and position stay, so bad examples are passed."""
         assert self.last_checkpoint is not None
         logger.warning("step %d: back to the weights of %s", self.state.step, self.last_checkpoint)
         earlier = read_state(self.last_checkpoint)
@@ -150,7 +151,7 @@ def train_step(trainer: Trainer, batch: LoadedBatch) -> StepRecord:
     if not trainer.data_is_complete:
         totals = count_present(batch, trainer.modalities, trainer.workers, engine.device)
     for part, weight, last in micro_batches(batch, trainer.accumulation_steps, options.batch.global_size):
-        inputs = {name: value.to(engine.device, non_blocking=True) for name, value in part.inputs.items()}
+        inputs = {name: judgeable(value).to(engine.device, non_blocking=True) for name, value in part.inputs.items()}
         present = {name: value.to(engine.device, non_blocking=True) for name, value in part.present.items()}
         seeds = mask_seeds(options.seed, part.epochs, part.example_ids).to(engine.device, non_blocking=True)
         whole = all(bool(value.all()) for value in part.present.values())
@@ -165,6 +166,11 @@ def train_step(trainer: Trainer, batch: LoadedBatch) -> StepRecord:
     record.seconds = time.perf_counter() - began + batch.wait_seconds
     trainer.beat()
     return record
+
+
+def judgeable(values: torch.Tensor) -> torch.Tensor:
+    """NaN as infinity: on CPU the model raises on NaN, but one bad example is for the guard, not the end of a run."""
+    return values.nan_to_num(math.inf, math.inf, -math.inf) if values.is_floating_point() else values
 
 
 def micro_batches(batch: LoadedBatch, parts: int, global_size: int) -> Iterator[tuple[LoadedBatch, float, bool]]:

@@ -33,7 +33,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups, each with ``weight_decay``, ``lr_scale`` and the ``names`` of its parameters.
 
-    ``depth_of(name)`` is the number of blocks between a parameter and the output, for layer-wise decay (Clark et al. 2020).
+    ``depth_of(name)`` is the number of blocks between a parameter and the output, for layer-wise decay (Clark et al.
+    2020).
     """
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named_parameters:

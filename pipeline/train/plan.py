@@ -55,6 +55,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
     workers = max(1, options.scale.workers)
     stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
     batch = options.batch
+    zero = f" ZeRO-{stage}" if options.engine.kind == "deepspeed" else ""
     return Plan(
         run_name=name,
         run_folder=join(storage, name),
@@ -69,15 +70,15 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         train_flops_per_example=3 * flops_per_example(autoencoder.model, options),
         state_bytes_per_worker=optimizer_bytes(parameters, options.engine.precision != "fp32", stage, workers),
         checkpoint_bytes=parameters * 16,
-        engine=f"{options.engine.kind} ZeRO-{stage} {options.engine.precision}"
-        if stage or options.engine.kind == "deepspeed"
-        else f"torch {options.engine.precision}",
+        engine=f"{options.engine.kind}{zero} {options.engine.precision}",
     )
 
 
 def describe(planned: Plan) -> str:
     """The plan as a few lines."""
     epochs = planned.total_steps * planned.global_batch_size / planned.num_examples
+    flops = planned.train_flops_per_example
+    total_flops = flops * planned.total_steps * planned.global_batch_size
     rows = [
         ("run", f"{planned.run_name} in {planned.run_folder}"),
         ("model", f"{planned.model_name}, {planned.parameters:,} parameters"),
@@ -88,8 +89,7 @@ def describe(planned: Plan) -> str:
             f"({planned.workers} workers, {planned.accumulation_steps} micro-batches each)",
         ),
         ("engine", f"{planned.engine}, peak learning rate {planned.peak_learning_rate:.3g}"),
-        ("compute", f"{planned.train_flops_per_example / 1e9:.3g} GFLOP an example, "
-                    f"{planned.train_flops_per_example * planned.total_steps * planned.global_batch_size / 1e15:.3g} PFLOP in all"),
+        ("compute", f"{flops / 1e9:.3g} GFLOP an example, {total_flops / 1e15:.3g} PFLOP in all"),
         ("memory", f"{planned.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and moments a worker"),
         ("checkpoint", f"{planned.checkpoint_bytes / 2**30:.2f} GiB each"),
     ]  # fmt: skip

@@ -142,3 +142,11 @@ def differing(found: RunRecord, fresh: RunRecord) -> list[str]:
     if found.fingerprint != fresh.fingerprint:
         lines.append(f"dataset fingerprint: {found.fingerprint[:19]} then, {fresh.fingerprint[:19]} now")
     return lines
+
+
+def resume_hint(record: RunRecord) -> str:
+    """How to go on, as a command."""
+    shards, storage = record.options["shards"], record.options["storage"]
+    return (
+        f"continue with: hip pretrain shards={shards} storage={storage} run.name={record.name} (and the same options)"
+    )

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import FrameType
-from typing import Any
 
 from pipeline.errors import HipError, InfrastructureError, Interrupted
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import exists, is_local, join, local_path, redact, resolve, write_atomic
+from pipeline.storage import redact
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
+from pipeline.train.assembly import Job
 from pipeline.train.checkpoint import latest_checkpoint, read_state
-from pipeline.train.checks import check_cluster, check_options
+from pipeline.train.checks import check_options
 from pipeline.train.metrics import Report
 from pipeline.train.options import PretrainOptions
+from pipeline.train.outcome import Outcome
 from pipeline.train.plan import code_version, describe, plan
+from pipeline.train.ray_run import run_with_ray
 from pipeline.train.resume import (
     FAILED,
     FINISHED,
@@ -30,9 +27,11 @@ from pipeline.train.resume import (
     config_hash,
     open_record,
     options_to_dict,
+    resume_hint,
     run_name,
 )
-from pipeline.train.worker import Job, Outcome, run_in_process, train_worker
+from pipeline.train.signals import remove_stop, stop_on_signals
+from pipeline.train.worker import run_in_process
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +109,6 @@ def prepare_record(options: PretrainOptions, manifest: Manifest, run_folder: str
     return open_record(options, run_folder, fresh)
 
 
-def resume_hint(record: RunRecord) -> str:
-    """How to go on, as a command."""
-    shards, storage = record.options["shards"], record.options["storage"]
-    return (
-        f"continue with: hip pretrain shards={shards} storage={storage} run.name={record.name} (and the same options)"
-    )
-
-
 def _finished_already(record: RunRecord, run_folder: str, total_steps: int) -> PretrainResult | None:
     folder = latest_checkpoint(run_folder)
     if record.status != FINISHED or folder is None or read_state(folder).step < total_steps:
@@ -164,99 +155,7 @@ def _run(job: Job, report: Report | None) -> None:
         if job.options.scale.workers == 0:
             run_in_process(job, stop, report)
         else:
-            _run_with_ray(job)
-
-
-def _run_with_ray(job: Job) -> None:
-    import ray
-
-    from pipeline.ray_session import ray_session
-
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    with ray_session(getattr(job.options, 'ray', None)):
-        check_cluster(job.options, ray.cluster_resources())
-        failures: list[BaseException] = []
-        thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
-        thread.start()
-        while thread.is_alive():  # in pieces, so that signals are handled
-            thread.join(0.5)
-        if failures and Outcome.read(job.run_folder, job.record.attempts) is None:
-            raise InfrastructureError(
-                f"training stopped after {job.options.scale.max_failures} restarts: {_last_lines(failures[0])}; "
-                + resume_hint(job.record)
-            ) from failures[0]
-
-
-def _last_lines(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return " / ".join(lines[-3:])[-600:] or type(error).__name__
-
-
-def _fit(job: Job, failures: list[BaseException]) -> None:
-    """Run Ray's trainer to its end; in a thread, because it offers no way to end it in order."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
-
-    options, scale = job.options, job.options.scale
-    resources: dict[str, float] = {"CPU": scale.cpus_per_worker}
-    if scale.gpus_per_worker:
-        resources["GPU"] = scale.gpus_per_worker
-    workers: Any = scale.workers if scale.min_workers is None else (scale.min_workers, scale.workers)
-    try:
-        TorchTrainer(
-            train_worker,
-            train_loop_config=job,
-            torch_config=TorchConfig(
-                backend="nccl" if scale.gpus_per_worker else "gloo",
-                timeout_s=int(options.engine.collective_timeout_seconds),
-            ),
-            scaling_config=ScalingConfig(
-                num_workers=workers,
-                use_gpu=bool(scale.gpus_per_worker),
-                resources_per_worker=resources,
-                placement_strategy=scale.placement,
-            ),
-            run_config=RunConfig(
-                name=f"{job.record.name}-{job.record.attempts}",
-                storage_path=join(
-                    options.storage if not is_local(options.storage) else str(local_path(options.storage)), ".ray"
-                ),
-                failure_config=FailureConfig(max_failures=scale.max_failures),
-            ),
-        ).fit()
-    except BaseException as error:
-        failures.append(error)
-
-
-@contextmanager
-def stop_on_signals(run_folder: str, stop: threading.Event) -> Iterator[None]:
-    """On the first SIGINT or SIGTERM ask the workers to save and stop; the second one leaves at once."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise Interrupted("stopped at once; the last checkpoint is kept")
-        stop.set()
-        logger.warning("%s: saving and stopping (once more to stop at once)", signal.Signals(number).name)
-        write_atomic(join(run_folder, "stop"), b"")
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def remove_stop(run_folder: str) -> None:
-    """Forget an earlier stop request."""
-    place = join(run_folder, "stop")
-    if exists(place):
-        system, path = resolve(place)
-        system.delete_file(path)
+            run_with_ray(job)
 
 
 def _close(job: Job, outcome: Outcome, tracker: Tracker) -> PretrainResult:

@@ -43,14 +43,14 @@ class StepRecord:
     modalities: tuple[str, ...]
     wait_seconds: float
     seconds: float = 0.0
-    result: StepResult = StepResult(False, 0.0)
+    result: StepResult = field(default_factory=lambda: StepResult(False, 0.0))
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     def add(
         self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], seen: dict[str, Tensor]
     ) -> None:
-        """Count one micro-batch in. ``loss`` is weighted already; ``seen[name]`` is its number of examples with that signal."""
+        """Count one micro-batch in. ``loss`` is weighted already; ``seen[name]`` examples of it have that modality."""
         self.loss = self.loss.to(loss.device) + loss.detach()
         for name, count in seen.items():
             value = torch.stack([per_modality_loss[name].detach().float(), psnr[name].detach().float()])
@@ -67,7 +67,7 @@ class StepRecord:
 
 
 def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[StepFacts]:
-    """Sum the records of all workers in one message, and read them on the host: the only synchronisation of the loop."""
+    """Sum the records of all workers and read them on the host: the only synchronisation of the loop."""
     sums = torch.stack([record.vector() for record in records])
     device = sums.device
     waits = torch.tensor([[record.wait_seconds, record.seconds, float(stop_code)] for record in records])

@@ -20,8 +20,8 @@ HANG_EXIT_CODE = 70
 class Watchdog:
     """Ends this process when no step was finished for ``limit_seconds``.
 
-    All workers wait for each other, so a hang of one is noticed by all at about the same time, and each leaves its stacks
-    in ``stacks/`` of the run folder. Ray sees dead workers and starts the group again from the last checkpoint.
+    All workers wait for each other, so a hang of one is noticed by all at about the same time, and each leaves its
+    stacks in ``stacks/`` of the run folder. Ray sees dead workers and starts the group again from the last checkpoint.
     """
 
     def __init__(self, run_folder: str, rank: int, limit_seconds: float) -> None:

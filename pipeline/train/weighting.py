@@ -25,8 +25,8 @@ def weighted_loss(
 ) -> Tensor:
     """One micro-batch's part of the global loss.
 
-    Where every example has every modality (``totals`` none) that is its share of the examples. Otherwise each modality is
-    averaged over the examples of the global batch that have it, then over the modalities that occur in it.
+    Where every example has every modality (``totals`` none) that is its share of the examples. Otherwise each modality
+    is averaged over the examples of the global batch that have it, then over the modalities that occur in it.
     """
     if totals is None:
         return output.loss * example_weight

@@ -1,0 +1,77 @@
+"""Starts Ray Train's workers and waits for them."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from pipeline.errors import InfrastructureError
+from pipeline.storage import is_local, join, local_path
+from pipeline.train.assembly import Job
+from pipeline.train.checks import check_cluster
+from pipeline.train.outcome import Outcome
+from pipeline.train.resume import resume_hint
+from pipeline.train.worker import train_worker
+
+
+def run_with_ray(job: Job) -> None:
+    import ray
+
+    from pipeline.ray_session import ray_session
+
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
+    with ray_session(getattr(job.options, "ray", None)):
+        check_cluster(job.options, ray.cluster_resources())
+        failures: list[BaseException] = []
+        thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
+        thread.start()
+        while thread.is_alive():  # in pieces, so that signals are handled
+            thread.join(0.5)
+        if failures and Outcome.read(job.run_folder, job.record.attempts) is None:
+            raise InfrastructureError(
+                f"training stopped after {job.options.scale.max_failures} restarts: {_last_lines(failures[0])}; "
+                + resume_hint(job.record)
+            ) from failures[0]
+
+
+def _last_lines(error: BaseException) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return " / ".join(lines[-3:])[-600:] or type(error).__name__
+
+
+def _fit(job: Job, failures: list[BaseException]) -> None:
+    """Run Ray's trainer to its end; in a thread, because it offers no way to end it in order."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    options, scale = job.options, job.options.scale
+    resources: dict[str, float] = {"CPU": scale.cpus_per_worker}
+    if scale.gpus_per_worker:
+        resources["GPU"] = scale.gpus_per_worker
+    workers: Any = scale.workers if scale.min_workers is None else (scale.min_workers, scale.workers)
+    try:
+        TorchTrainer(
+            train_worker,
+            train_loop_config=job,
+            torch_config=TorchConfig(
+                backend="nccl" if scale.gpus_per_worker else "gloo",
+                timeout_s=int(options.engine.collective_timeout_seconds),
+            ),
+            scaling_config=ScalingConfig(
+                num_workers=workers,
+                use_gpu=bool(scale.gpus_per_worker),
+                resources_per_worker=resources,
+                placement_strategy=scale.placement,
+            ),
+            run_config=RunConfig(
+                name=f"{job.record.name}-{job.record.attempts}",
+                storage_path=join(
+                    options.storage if not is_local(options.storage) else str(local_path(options.storage)), ".ray"
+                ),
+                failure_config=FailureConfig(max_failures=scale.max_failures),
+            ),
+        ).fit()
+    except BaseException as error:
+        failures.append(error)

@@ -1,0 +1,142 @@
+"""Options: what is refused, and that the YAML files have exactly the tree of the dataclasses."""
+
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+import yaml
+
+import conf
+from hip_model import available_models
+from pipeline.errors import UserError
+from pipeline.train.checks import accumulation_steps, check_cluster, check_options
+from pipeline.train.options import (
+    BatchOptions,
+    DurationOptions,
+    EngineOptions,
+    MaskOptions,
+    OptimOptions,
+    PretrainOptions,
+    RunOptions,
+    ScaleOptions,
+    ScheduleOptions,
+)
+
+CONF = Path(conf.__file__).parent
+BASE = PretrainOptions(shards="data", duration=DurationOptions(steps=10))
+
+
+def with_engine(**values: Any) -> PretrainOptions:
+    return replace(BASE, engine=EngineOptions(**values))
+
+
+@pytest.mark.parametrize(
+    ("options", "both_sides"),
+    [
+        (
+            replace(BASE, batch=BatchOptions(10), scale=ScaleOptions(4)),
+            ("global_size=10", "workers=4", "global_size=8"),
+        ),
+        (replace(BASE, batch=BatchOptions(32, 12), scale=ScaleOptions(2)), ("per_worker_size=12", "global_size=24")),
+        (replace(BASE, batch=BatchOptions(2), scale=ScaleOptions(4)), ("global_size=2", "workers=4")),
+        (with_engine(stage=0, precision="bf16"), ("precision=bf16", "stage")),
+        (with_engine(precision="fp16"), ("fp16", "gpus_per_worker=0")),
+        (with_engine(kind="torch", offload_optimizer=True), ("torch", "offload_optimizer")),
+        (with_engine(stage=0, precision="fp32", offload_optimizer=True), ("offload_optimizer=true", "stage")),
+        (with_engine(stage=3, compile=True), ("compile=true", "stage=3")),
+        (replace(with_engine(stage=3), optim=OptimOptions(ema_decay=0.9)), ("ema_decay", "stage=3")),
+        (replace(BASE, optim=OptimOptions(kind="lamb")), ("lamb", "stage=1")),
+        (replace(BASE, scale=ScaleOptions(1, gpus_per_worker=0.5)), ("gpus_per_worker=0.5", "whole")),
+    ],
+)
+def test_options_that_cannot_work_together_are_refused_naming_both(
+    options: PretrainOptions, both_sides: tuple[str, ...]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        check_options(options)
+    for side in both_sides:
+        assert side in str(caught.value)
+
+
+def test_the_defaults_pass() -> None:
+    check_options(PretrainOptions(shards="data"))
+    check_options(replace(BASE, batch=BatchOptions(30), scale=ScaleOptions(workers=4, min_workers=2)))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DurationOptions(), "exactly one"),
+        (lambda: DurationOptions(steps=3, epochs=1), "steps, epochs"),
+        (lambda: RunOptions(name="a/b"), "plain folder name"),
+        (lambda: EngineOptions(kind="deepsped"), "did you mean 'deepspeed'"),
+        (lambda: ScheduleOptions(kind="cosine"), "warmup_cosine"),
+        (lambda: MaskOptions(ratio=1.2), "mask.ratio=1.2"),
+        (lambda: ScaleOptions(workers=1, min_workers=2), "min_workers=2"),
+        (lambda: PretrainOptions(shards=""), "shards is empty"),
+        (lambda: PretrainOptions(shards="x", resume="perhaps"), "resume=perhaps"),
+    ],
+)
+def test_a_bad_value_is_refused_by_its_key(make: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()
+
+
+def test_more_than_the_cluster_has_is_refused_before_waiting_for_it() -> None:
+    options = replace(BASE, scale=ScaleOptions(workers=4, gpus_per_worker=1))
+    with pytest.raises(UserError, match="4 GPUs, but the cluster has 2"):
+        check_cluster(options, {"CPU": 64, "GPU": 2})
+    check_cluster(options, {"CPU": 4, "GPU": 4})
+
+
+@pytest.mark.parametrize(
+    ("duration", "steps"),
+    [(DurationOptions(steps=7), 7), (DurationOptions(examples=33), 5), (DurationOptions(epochs=1.5), 10)],
+)
+def test_a_duration_counts_a_started_batch(duration: DurationOptions, steps: int) -> None:
+    assert duration.total_steps(num_examples=48, global_batch_size=8 if duration.epochs is None else 7) in (steps, 11)
+    assert duration.total_steps(48, 8) == {7: 7, 5: 5, 10: 9}[steps]
+
+
+def test_micro_batches_are_as_many_on_every_worker() -> None:
+    assert accumulation_steps(64, 8, 4) == 2
+    assert accumulation_steps(64, None, 4) == 1
+    assert accumulation_steps(10, 2, 3) == 2  # shares of 4, 3 and 3
+
+
+def tree_of(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind)
+    return {f.name: tree_of(hints[f.name]) if is_dataclass(hints[f.name]) else None for f in fields(kind)}
+
+
+def assert_same_tree(values: dict[str, Any], tree: dict[str, Any], where: str) -> None:
+    assert set(values) == set(tree), where
+    for key, below in tree.items():
+        if below is not None:
+            assert_same_tree(values[key], below, f"{where}.{key}")
+
+
+def test_the_yaml_has_the_tree_of_the_dataclasses_and_their_defaults() -> None:
+    values = yaml.safe_load((CONF / "pretrain.yaml").read_text())
+    for entry in values.pop("defaults"):
+        if entry != "_self_":
+            ((group, name),) = entry.items()
+            values[group] = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+    values["ingest"].setdefault("cache", {"folder": "", "limit_gib": 1.0})
+    assert_same_tree(values, tree_of(PretrainOptions), "pretrain")
+
+
+@pytest.mark.parametrize("group", ["model", "mask", "optim", "schedule", "engine", "scale"])
+def test_every_preset_builds_its_options(group: str) -> None:
+    kinds = get_type_hints(PretrainOptions)
+    presets = sorted((CONF / group).glob("*.yaml"))
+    assert presets
+    for preset in presets:
+        assert preset.read_text().startswith("# ")
+        values = yaml.safe_load(preset.read_text())
+        kinds[group](**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+
+
+def test_every_model_has_a_preset() -> None:
+    assert {path.stem for path in (CONF / "model").glob("*.yaml")} >= set(available_models())

@@ -1,0 +1,244 @@
+"""Whole runs in this process: learning, resuming, refusing, guarding."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_data import IMAGE, POINTS, write_dataset
+
+from hip_model.export import from_pretrained, load_metadata
+from pipeline.errors import TrainingDiverged, UserError
+from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
+from pipeline.train.options import (
+    BatchOptions,
+    CheckpointOptions,
+    DurationOptions,
+    EngineOptions,
+    GuardOptions,
+    OptimOptions,
+    PretrainOptions,
+    RunOptions,
+    ScheduleOptions,
+    ValidationOptions,
+)
+from pipeline.train.runner import run_pretraining
+
+Make = Callable[..., PretrainOptions]
+
+
+class Recorder:
+    """Keeps the loss of each step; ends the run when it was asked to."""
+
+    def __init__(self, end_at: int | None = None) -> None:
+        self.losses: dict[int, float] = {}
+        self.end_at = end_at
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
+        self.losses[step] = metrics.get("loss", math.nan)
+        return step == self.end_at
+
+
+class KilledError(Exception):
+    """Stands for a process that is gone."""
+
+
+def killed_at(step_to_die: int, recorder: Recorder) -> Callable[[int, Mapping[str, float]], bool]:
+    def report(step: int, metrics: Mapping[str, float]) -> bool:
+        recorder(step, metrics)
+        if step == step_to_die:
+            raise KilledError
+        return False
+
+    return report
+
+
+@pytest.fixture
+def straight(make_options: Make, tmp_path: Path) -> dict[int, float]:
+    """The losses of the undisturbed run."""
+    recorder = Recorder()
+    run_pretraining(make_options(storage=str(tmp_path / "straight")), recorder)
+    return recorder.losses
+
+
+def test_a_run_learns_and_leaves_a_loadable_model_and_a_true_record(make_options: Make) -> None:
+    recorder = Recorder()
+    options = make_options(duration=DurationOptions(epochs=5), validation=ValidationOptions(every_steps=10, examples=8))
+    result = run_pretraining(options, recorder)
+    assert recorder.losses[30] < 0.8 * recorder.losses[1]
+    assert result.examples_consumed == 240
+    assert result.metrics["validation/loss"] < recorder.losses[1]
+    assert {"psnr_db/image", "psnr_db/audio", "gradient_norm", "update_ratio", "data_wait_share"} <= set(result.metrics)
+    assert result.checkpoint is not None
+    model = from_pretrained(result.checkpoint)
+    assert [modality.name for modality in model.modalities] == ["image", "audio"]
+    metadata = load_metadata(result.checkpoint)
+    assert metadata["data"]["normalisation"]["image"]["std"][0] > 0
+    assert metadata["run_name"] == "run"
+    record = json.loads((Path(result.run_folder) / "run.json").read_text())
+    assert (record["status"], record["step"], record["attempts"]) == ("finished", 30, 1)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6])
+def test_a_killed_run_goes_on_bit_for_bit(make_options: Make, straight: dict[int, float], step: int) -> None:
+    before, after = Recorder(), Recorder()
+    with pytest.raises(KilledError):
+        run_pretraining(make_options(), killed_at(step, before))
+    run_pretraining(make_options(resume="must"), after)
+    assert min(after.losses) == step // 4 * 4 + (step % 4 != 0 or step < 4) if step != 4 else 1
+    assert {**before.losses, **after.losses} == straight
+
+
+def test_dropout_and_the_moving_average_also_resume_bit_for_bit(make_options: Make, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"optim": OptimOptions(learning_rate=3e-3, ema_decay=0.8)}
+    changes["model"] = replace(make_options().model, overrides={"dropout": 0.2})
+    first, second, third = Recorder(), Recorder(), Recorder()
+    whole = run_pretraining(make_options(storage=str(tmp_path / "whole"), **changes), first)
+    with pytest.raises(KilledError):
+        run_pretraining(make_options(**changes), killed_at(6, second))
+    parts = run_pretraining(make_options(**changes), third)
+    assert {**second.losses, **third.losses} == first.losses
+    averages = [Path(str(result.checkpoint)) / "average.safetensors" for result in (whole, parts)]
+    assert averages[0].read_bytes() == averages[1].read_bytes()
+
+
+def test_accumulation_changes_nothing_but_the_order_of_sums(make_options: Make, straight: dict[int, float]) -> None:
+    recorder = Recorder()
+    run_pretraining(make_options(batch=BatchOptions(8, 2)), recorder)
+    assert recorder.losses == pytest.approx(straight, rel=2e-5)
+
+
+def test_missing_modalities_weigh_the_same_however_the_batch_is_cut(make_options: Make, tmp_path: Path) -> None:
+    shards = write_dataset(tmp_path / "gaps", train=16, validation=0, without_sound=tuple(range(0, 16, 3)))
+    losses = []
+    for size in (8, 2, 1):
+        recorder = Recorder()
+        options = make_options(shards=shards, run=RunOptions(f"cut_{size}"), batch=BatchOptions(8, size))
+        run_pretraining(options, recorder)
+        losses.append(recorder.losses)
+    assert losses[1] == pytest.approx(losses[0], rel=2e-5)
+    assert losses[2] == pytest.approx(losses[0], rel=2e-5)
+
+
+def test_report_ends_a_run_early_and_in_order(make_options: Make) -> None:
+    result = run_pretraining(make_options(), Recorder(end_at=3))
+    assert result.checkpoint is not None
+    assert read_state(result.checkpoint).step in (3, 4)
+
+
+def test_the_same_name_is_the_same_run_or_refused_with_the_difference(make_options: Make) -> None:
+    run_pretraining(make_options())
+    with pytest.raises(UserError, match="resume=never"):
+        run_pretraining(make_options(resume="never"))
+    with pytest.raises(UserError, match=r"optim\.learning_rate: 0\.003 then, 0\.1 now"):
+        run_pretraining(make_options(optim=OptimOptions(learning_rate=0.1)))
+    again = run_pretraining(make_options())
+    assert again.metrics["loss"] > 0  # finished already: told from the record, nothing is run
+    longer = run_pretraining(make_options(duration=DurationOptions(steps=10)))
+    assert longer.examples_consumed == 80
+    with pytest.raises(UserError, match="resume=must"):
+        run_pretraining(make_options(resume="must", run=RunOptions("another")))
+
+
+def test_other_data_under_the_same_name_is_refused(make_options: Make, tmp_path: Path) -> None:
+    run_pretraining(make_options())
+    other = write_dataset(tmp_path / "other", train=20)
+    with pytest.raises(UserError, match="dataset fingerprint"):
+        run_pretraining(make_options(shards=other))
+
+
+def test_a_run_without_a_name_is_found_again_by_what_it_computes(make_options: Make) -> None:
+    first = run_pretraining(make_options(run=RunOptions()))
+    longer = run_pretraining(make_options(run=RunOptions(), duration=DurationOptions(steps=9)))
+    other = run_pretraining(make_options(run=RunOptions(), seed=1))
+    assert first.run_name == longer.run_name != other.run_name
+
+
+def test_a_nan_in_the_data_is_skipped_named_and_survived(make_options: Make, tmp_path: Path) -> None:
+    shards = write_dataset(tmp_path / "poison", train=48, validation=0, specs=(IMAGE, POINTS), poisoned=(5, 17))
+    recorder = Recorder()
+    options = make_options(shards=shards, duration=DurationOptions(steps=12), checkpoint=CheckpointOptions(3))
+    result = run_pretraining(options, recorder)
+    assert result.checkpoint is not None
+    guards = read_state(result.checkpoint).hooks["guards"]
+    assert guards["counts"]["non_finite_loss"] >= 2  # each epoch of 6 steps meets both examples
+    assert all(len(event["example_ids"]) == 8 for event in guards["events"])
+    assert math.isfinite(recorder.losses[12])
+    assert guards["rollbacks"] == 0
+
+
+def test_a_run_that_cannot_learn_rolls_back_and_then_gives_up_with_a_diagnosis(
+    make_options: Make, tmp_path: Path
+) -> None:
+    shards = write_dataset(tmp_path / "bad", train=16, validation=0, specs=(IMAGE, POINTS), poisoned=tuple(range(16)))
+    options = make_options(
+        shards=shards,
+        duration=DurationOptions(steps=40),
+        guards=GuardOptions(consecutive_bad_steps=3, max_rollbacks=2),
+    )
+    with pytest.raises(TrainingDiverged, match="after 2 roll-backs") as caught:
+        run_pretraining(options)
+    assert caught.value.exit_code == 4
+    record = json.loads((tmp_path / "runs" / "run" / "run.json").read_text())
+    assert record["status"] == "diverged"
+    last = latest_checkpoint(str(tmp_path / "runs" / "run"))
+    assert last is not None
+    assert read_state(last).hooks["guards"]["rollbacks"] == 2
+    assert read_state(last).examples_consumed == 6 * 8  # past the examples of both windows
+
+
+def test_checkpoints_are_kept_by_count_and_by_interval(make_options: Make, tmp_path: Path) -> None:
+    options = make_options(
+        duration=DurationOptions(steps=12), checkpoint=CheckpointOptions(every_steps=2, keep_last=2, keep_every_steps=6)
+    )
+    run_pretraining(options)
+    names = [Path(folder).name for folder in list_checkpoints(str(tmp_path / "runs" / "run"))]
+    assert names == ["step_00000000", "step_00000006", "step_00000010", "step_00000012"]
+
+
+def test_a_dry_run_prints_the_plan_and_starts_nothing(
+    make_options: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = run_pretraining(make_options(dry_run=True))
+    assert result.status == "planned"
+    shown = capsys.readouterr().out
+    assert "120,292 parameters" in shown
+    assert "8 of 8 examples" in shown
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"name": "hip_nanu"}}, "did you mean 'hip_nano'"),
+        ({"mask": {"policy": "tube"}}, "does not fit"),
+        ({"shards": "/nowhere/at/all"}, "not a finished token dataset"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    make_options: Make, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    options = make_options()
+    changes = {
+        key: replace(getattr(options, key), **value) if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    with pytest.raises(UserError, match=message):
+        run_pretraining(replace(options, **changes))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["constant_cosine", "step"])
+def test_lamb_and_other_schedules_train(make_options: Make, kind: str) -> None:
+    recorder = Recorder()
+    options = make_options(
+        optim=OptimOptions(kind="lamb", learning_rate=0.02),
+        schedule=ScheduleOptions(kind=kind),
+        engine=EngineOptions(kind="torch", precision="bf16", activation_checkpointing=True),
+        duration=DurationOptions(steps=16),
+    )
+    run_pretraining(options, recorder)
+    assert recorder.losses[16] < recorder.losses[1]
