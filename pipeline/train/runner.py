@@ -77,6 +77,8 @@ def run_pretraining(
         return done
     logger.info("%s", describe(planned))
     tracker = _open_tracker(options, record, parent_run_id)
+    # Known before a worker opens it: two openings of a key at once would make two runs.
+    record.tracking_run_id = tracker.run_id or record.tracking_run_id
     record.status, record.attempts, record.message = RUNNING, record.attempts + 1, ""
     record.write(planned.run_folder)
     remove_stop(planned.run_folder)
