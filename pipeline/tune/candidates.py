@@ -63,6 +63,11 @@ class Candidate:
         """The settings that are keys of ``hip pretrain`` rather than of the geometry."""
         return {key: value for key, value in self.settings.items() if not key.startswith("dials.") and key != "variant"}
 
+    def trains_the_same(self, other: Candidate) -> bool:
+        """Whether both train one model in one way."""
+        mine = (self.model_name, self.overrides, self.training_settings)
+        return self.rejected is None and mine == (other.model_name, other.overrides, other.training_settings)
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
         return asdict(self)

@@ -27,7 +27,7 @@ from pipeline.tune.candidates import CandidateFactory, plain_pretrain_options
 from pipeline.tune.prepared import PreparedSearch
 from pipeline.tune.progress import Progress
 from pipeline.tune.sampling import load_factory
-from pipeline.tune.searcher import RAY_FOLDER, CandidateSearcher
+from pipeline.tune.searcher import CandidateSearcher, ray_folder
 from pipeline.tune.space import Choice
 from pipeline.tune.trial import Trial, TrialSetup
 
@@ -46,11 +46,12 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     # A metric that only the end of training knows is no mistake; ours are the only files worth writing.
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     options = prepared.options
     concurrent = concurrent_trials(options.scale, options.search.max_concurrent, ray.available_resources())
     setup = _setup(prepared, parent_run_id)
     trainable = tune.with_resources(tune.with_parameters(Trial, setup=setup), trial_resources(options.scale))
-    location = join(prepared.folder, RAY_FOLDER)
+    location = join(prepared.folder, ray_folder(options.search.trials))
     with _terminate_as_interrupt():
         if tune.Tuner.can_restore(location):
             logger.info("going on with search %s", prepared.name)
@@ -112,9 +113,10 @@ def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: A
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=RAY_FOLDER,
+            name=ray_folder(options.search.trials),
             storage_path=prepared.folder,
             failure_config=tune.FailureConfig(max_failures=options.search.max_failures),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[JsonLoggerCallback(), Progress(options.search.trials, options.search.metric)],
             verbose=0,
         ),

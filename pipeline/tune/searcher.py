@@ -8,6 +8,8 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 CANDIDATES = "candidates.json"
-RAY_FOLDER = "ray"
 # Rejected or repeated draws in a row after which the space counts as used up.
 _FRUITLESS_DRAWS = 200
 # What a searcher makes again from its log, in another process.
@@ -125,11 +126,14 @@ class CandidateSearcher(Searcher):
             return
         candidate = self._by_index[index]
         values = None if error or not result else self._values(candidate, result)
+        is_new = index not in self.log.outcomes
         self.log.finish(index, values)
-        self._tell(candidate, values)
+        if is_new:
+            self._tell(candidate, values)
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: the candidate log is always current."""
+        """A mark that Ray looks for; the memory itself is the candidate log, which is always current."""
+        Path(checkpoint_path).write_text(self._folder)
 
     def restore(self, checkpoint_path: str) -> None:
         """Begin again from the candidate log."""
@@ -147,7 +151,7 @@ class CandidateSearcher(Searcher):
         self._by_index = {candidate.index: candidate for candidate in self.log.accepted}
         self._asked: dict[int, optuna.Trial] = {}
         # Candidates that no trial Ray remembers belongs to: it was killed before it wrote them down.
-        known = known_trial_ids(self._folder)
+        known = known_trial_ids(storage.join(self._folder, ray_folder(self._search.trials)))
         self._orphans = [c.index for c in self.log.accepted if self.log.trial_ids.get(c.index) not in known]
         self._study = new_study(self._search, derive_seed(self._seed, "search", len(self.log.candidates)))
         self._grid = self._grid_draws() if self._search.algorithm == "grid" else None
@@ -164,6 +168,7 @@ class CandidateSearcher(Searcher):
                 return None
             candidate = self._factory.make(len(self.log.candidates), drawn)
             repeated = any(candidate.settings == other.settings for other in self.log.candidates)
+            candidate = self._unless_the_same_model(candidate)
             if not repeated and candidate.rejected is None:
                 if asked is not None:
                     self._asked[candidate.index] = asked
@@ -174,6 +179,13 @@ class CandidateSearcher(Searcher):
                 logger.info("rejected %s: %s", candidate.label, candidate.rejected)
                 self.log.add(candidate, None)
         return None
+
+    def _unless_the_same_model(self, candidate: Candidate) -> Candidate:
+        """Reject a candidate that became a model already tried when it was solved to the budget."""
+        for other in self.log.accepted:
+            if candidate.trains_the_same(other):
+                return replace(candidate, rejected=f"solved to the budget it is the same model as {other.name}")
+        return candidate
 
     def _distributions(self) -> dict[str, Any]:
         return {key: domain.distribution() for key, domain in self._space.domains.items()}
@@ -212,14 +224,19 @@ class CandidateSearcher(Searcher):
         )
 
 
+def ray_folder(trials: int) -> str:
+    """Where Ray Tune keeps its own state. A search made longer is a new one to Ray, which takes over all candidates."""
+    return f"ray_{trials}"
+
+
 def known_trial_ids(folder: str) -> set[str]:
-    """The trials in the newest state that Ray Tune has written for a search."""
-    files = storage.list_files(storage.join(folder, RAY_FOLDER))
+    """The trials in the newest state that Ray Tune has written to ``folder``."""
+    files = storage.list_files(folder)
     states = [file for file in files if file.base_name.startswith("experiment_state-")]
     if not states:
         return set()
     newest = max(states, key=lambda file: (file.mtime_ns or 0, str(file.base_name)))
-    content = storage.read_bytes(storage.join(folder, RAY_FOLDER, newest.base_name)).decode(errors="replace")
+    content = storage.read_bytes(storage.join(folder, newest.base_name)).decode(errors="replace")
     return set(re.findall(r'\\*"trial_id\\*":\s*\\*"(\w+)', content))
 
 
