@@ -18,6 +18,7 @@ from pipeline.evaluate.loaded import LoadedModel, load_model
 from pipeline.shards.schema import ModalitySpec
 
 Arrays = Mapping[str, NDArray[np.generic] | None]
+Batches = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Predictor:
         head = load_head(folder)
         return cls(loaded, head, {name: specs[name] for name in loaded.modality_names})
 
-    def stack(self, examples: Sequence[Arrays]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def stack(self, examples: Sequence[Arrays]) -> tuple[Batches, Batches]:
         """Examples of raw ``[T, C]`` arrays as batches ``[B, T, C]`` and presence ``[B]``; absent ones become zeros.
 
         Raises:
@@ -88,22 +89,31 @@ class Predictor:
     def reconstructions(
         self, examples: Sequence[Arrays], mask_ratio: float = 0.0, seed: int = 0
     ) -> dict[str, np.ndarray]:
-        """What the model makes of each example, in the stored type and units: ``[B, T, C]`` by modality."""
-        batches, _ = self.stack(examples)
-        inputs = {name: torch.from_numpy(array).to(self.loaded.device) for name, array in batches.items()}
-        if mask_ratio:
-            autoencoder = MaskedAutoencoder(
-                self.loaded.model, MaskConfig(ratio=mask_ratio), normalisation=self.loaded.normalisations
-            )
-            seeds = torch.arange(len(examples), device=self.loaded.device) + seed
-            raw = autoencoder.reconstruct(inputs, seeds).reconstruction
-        else:
-            output = self.loaded.model(self.loaded.normalise(batches))
-            raw = {
-                name: self.loaded.normalisations[name].denormalise(values)
-                for name, values in output.reconstruction.items()
-            }
+        """What the model makes of each example, in the stored type and units: ``[B, T, C]`` by modality.
+
+        ``mask_ratio`` of the tokens are hidden from the model; so is every modality that an example lacks.
+        """
+        batches, present = self.stack(examples)
+        raw = self._masked(batches, present, mask_ratio, seed) if mask_ratio else self._unmasked(batches, present)
         return {name: to_stored_type(_numpy(values), self.specs[name].dtype) for name, values in raw.items()}
+
+    def _unmasked(self, batches: Batches, present: Batches) -> dict[str, torch.Tensor]:
+        output = self.loaded.model(self.loaded.normalise(batches), self.loaded.presence(present))
+        found = {}
+        for name, spec in self.specs.items():  # with absences the answers come in slots, padding after the last token
+            values = output.reconstruction[name][:, : spec.num_tokens]
+            found[name] = self.loaded.normalisations[name].denormalise(values)
+        return found
+
+    def _masked(self, batches: Batches, present: Batches, mask_ratio: float, seed: int) -> dict[str, torch.Tensor]:
+        device, mask = self.loaded.device, MaskConfig(ratio=mask_ratio)
+        autoencoder = MaskedAutoencoder(self.loaded.model, mask, normalisation=self.loaded.normalisations)
+        seeds = torch.arange(len(batches[next(iter(batches))]), device=device) + seed
+        inputs = {name: torch.from_numpy(array).to(device) for name, array in batches.items()}
+        known = None
+        if not all(row.all() for row in present.values()):
+            known = {name: torch.from_numpy(row).to(device) for name, row in present.items()}
+        return autoencoder.reconstruct(inputs, seeds, known).reconstruction
 
     def require_head(self) -> Head:
         """The head.

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from pipeline.errors import UserError
+from pipeline.evaluate.metrics import Estimate
+from pipeline.registry.evaluations import Evaluation
+from pipeline.registry.options import PromoteOptions
+from pipeline.registry.promote import DECISION_TAG, PromotionRefusedError, promote
+from pipeline.registry.register import EVALUATIONS_TAG
+
+
+class _Registry:
+    """A registry whose versions carry recorded evaluations; the packages themselves are not needed to compare."""
+
+    def __init__(self, storage: Path) -> None:
+        self.storage = storage
+        self.client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+        self.client.create_registered_model("clips")
+
+    def add(self, top1: float, dataset: str = "d") -> str:
+        evaluation = Evaluation("linear_probe", dataset, {"top1": Estimate(top1, top1 - 0.01, top1 + 0.01, 100)})
+        tags = {EVALUATIONS_TAG: json.dumps([evaluation.to_dict()])}
+        version = self.client.create_model_version("clips", str(self.storage / "package"), tags=tags)
+        self.client.set_registered_model_alias("clips", "candidate", version.version)
+        return str(version.version)
+
+    def promote(self, **changes: Any) -> str:
+        return promote(PromoteOptions("clips", storage=str(self.storage), **changes)).version
+
+    def champion(self) -> str:
+        return str(self.client.get_model_version_by_alias("clips", "champion").version)
+
+    def decision(self, version: str) -> dict[str, Any]:
+        return dict(json.loads(self.client.get_model_version("clips", version).tags[DECISION_TAG]))
+
+
+@pytest.fixture
+def registry(run_storage: Path) -> _Registry:
+    return _Registry(run_storage)
+
+
+def test_the_first_candidate_becomes_champion(registry: _Registry) -> None:
+    registry.add(0.5)
+    assert registry.promote() == "1"
+    assert registry.champion() == "1"
+
+
+def test_a_better_one_replaces_it_and_a_rollback_returns(registry: _Registry) -> None:
+    registry.add(0.5)
+    registry.promote()
+    registry.add(0.7)
+    assert registry.promote() == "2"
+    assert registry.decision("2")["metrics"]["linear_probe.top1"]["gain"] == pytest.approx(0.2)
+    assert registry.promote(rollback=True) == "1"
+    assert registry.champion() == "1"
+    assert "rolled back" in registry.decision("2")["reason"]
+    with pytest.raises(UserError, match="no way back"):
+        registry.promote(rollback=True)
+
+
+def test_one_that_is_not_better_is_refused_and_the_reason_kept(registry: _Registry) -> None:
+    registry.add(0.7)
+    registry.promote()
+    registry.add(0.705)
+    with pytest.raises(PromotionRefusedError, match="not better by more than its interval"):
+        registry.promote()
+    assert registry.champion() == "1"
+    assert registry.decision("2")["promote"] is False
+
+
+def test_different_data_cannot_be_compared(registry: _Registry) -> None:
+    registry.add(0.5)
+    registry.promote()
+    registry.add(0.9, dataset="other")
+    with pytest.raises(UserError, match="shards="):
+        registry.promote()
+
+
+def test_the_champion_cannot_replace_itself(registry: _Registry) -> None:
+    registry.add(0.5)
+    registry.promote()
+    with pytest.raises(UserError, match="already is champion"):
+        registry.promote()
+
+
+def test_unknown_names_are_refused(registry: _Registry) -> None:
+    registry.add(0.5)
+    with pytest.raises(UserError, match="no alias 'best'"):
+        registry.promote(candidate="best")
+    with pytest.raises(UserError, match="are the same"):
+        PromoteOptions("clips", candidate="champion")
