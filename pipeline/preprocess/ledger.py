@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
 from pipeline.shards.record import ShardRecord
-from pipeline.storage import join, list_files, read_bytes, resolve, write_atomic
+from pipeline.storage import exists, join, list_files, read_bytes, resolve, write_atomic
 
 LEDGER_FOLDER = "ledger"
 QUARANTINE_NAME = "quarantine.parquet"
@@ -84,7 +84,9 @@ def write_quarantine(dataset: str, rows: Iterable[LedgerRow]) -> None:
             "content_hash": pa.array([row.content_hash for row in ordered], pa.string()),
         }
     )
-    write_atomic(join(dataset, QUARANTINE_NAME), _parquet_bytes(table))
+    location, content = join(dataset, QUARANTINE_NAME), _parquet_bytes(table)
+    if not exists(location) or read_bytes(location) != content:  # a run with nothing to do touches nothing
+        write_atomic(location, content)
 
 
 def _load_task(location: str) -> TaskRecord | None:

@@ -28,6 +28,8 @@ from pipeline.storage import is_local, local_path, redact
 
 logger = logging.getLogger(__name__)
 
+_EARLY_STOP_FAILURES = 20  # below it a run is short enough to show everything that is wrong
+
 
 @dataclass(frozen=True)
 class PreprocessReport:
@@ -69,13 +71,14 @@ def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, st
             del done[task]
     todo = {name: members for name, members in plan.tasks().items() if name not in done}
     unreadable = _unusable_rows(plan)
-    _check_budget(options, plan, [*unreadable, *_rows(done.values())])
+    _check_budget(options, plan, [*unreadable, *_rows(done.values())], _EARLY_STOP_FAILURES)
     if todo:
         stack.enter_context(ray_session(options.ray))
         _decode(options, plan, todo, [*unreadable, *_rows(done.values())])
         done = load_done(options.shards, options.tokens.fingerprint())
     records = [done[name] for name in plan.tasks()]
     rows = [*unreadable, *_rows(records)]
+    _check_budget(options, plan, rows)
     failed = [row for row in rows if row.status == "failed"]
     write_quarantine(options.shards, failed)
     if not any(row.examples for row in rows):
@@ -139,18 +142,18 @@ def _decode(
     for summary in run_tasks(tasks, options.scale.workers):
         rows += summary.rows
         progress.advance(len(summary.rows), summary.examples, sum(map(_counts_as_failed, summary.rows)))
-        _check_budget(options, plan, rows)
+        _check_budget(options, plan, rows, _EARLY_STOP_FAILURES)
 
 
-def _check_budget(options: PreprocessOptions, plan: Plan, rows: list[LedgerRow]) -> None:
-    """Stop as soon as the failures cannot fit the budget any more, however well the rest goes.
+def _check_budget(options: PreprocessOptions, plan: Plan, rows: list[LedgerRow], at_least: int = 1) -> None:
+    """Stop as soon as the failures (``at_least`` so many) cannot fit the budget, however well the rest goes.
 
     Raises:
         DataError: naming the commonest reasons.
     """
     failed = [row for row in rows if _counts_as_failed(row)]
     files = sum(not source.duplicate_of for source in plan.sources)
-    if len(failed) > options.max_failed_fraction * files:
+    if len(failed) >= at_least and len(failed) > options.max_failed_fraction * files:
         write_quarantine(options.shards, [row for row in rows if row.status == "failed"])
         raise DataError(
             f"{len(failed)} of {files} files failed, more than max_failed_fraction={options.max_failed_fraction} "

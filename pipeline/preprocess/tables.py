@@ -100,7 +100,10 @@ def _labels(value: Any) -> tuple[str, ...]:
         return tuple(str(item) for item in value)
     text = str(value).strip()
     if text.startswith("["):
-        return tuple(str(item) for item in json.loads(text))
+        try:
+            return tuple(str(item) for item in json.loads(text))
+        except json.JSONDecodeError as error:
+            raise UserError(f"labels {text!r} are not a JSON list: {error}; or write them as: dog;cat") from error
     return tuple(part.strip() for part in text.replace("|", ";").split(";") if part.strip())
 
 
@@ -123,18 +126,26 @@ def _audioset_rows(content: bytes) -> Iterator[Row]:
     """``YTID, start_seconds, end_seconds, "label,label"`` after lines of comment."""
     lines = [line for line in content.decode().splitlines() if line.strip() and not line.startswith("#")]
     for fields in csv.reader(lines, skipinitialspace=True, quotechar='"'):
-        if len(fields) < 4:
-            raise UserError(f"AudioSet row {fields!r} needs YTID, start_seconds, end_seconds, positive_labels")
-        labels = tuple(part.strip() for part in fields[3].split(",") if part.strip())
-        yield {"id": fields[0], "start": float(fields[1]), "end": float(fields[2]), "labels": labels, "split": None}
+        try:
+            name, start, end = fields[0], float(fields[1]), float(fields[2])
+            labels = tuple(part.strip() for part in fields[3].split(",") if part.strip())
+        except (IndexError, ValueError) as error:
+            raise UserError(
+                f"AudioSet row {fields!r} needs YTID, start_seconds, end_seconds, positive_labels ({error})"
+            ) from error
+        yield {"id": name, "start": start, "end": end, "labels": labels, "split": None}
 
 
 def _kinetics_row(row: Row) -> Row:
     label = row.get("label")
+    try:
+        start, end = float(row["time_start"]), float(row["time_end"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"Kinetics row {row!r} needs numbers in time_start and time_end ({error})") from error
     return {
         "id": str(row["youtube_id"]),
-        "start": float(row["time_start"]),
-        "end": float(row["time_end"]),
+        "start": start,
+        "end": end,
         "labels": (str(label),) if label else (),
         "split": _split(row),
     }
