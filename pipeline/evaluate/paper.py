@@ -1,0 +1,223 @@
+"""Run a comparison of the paper and write its table: the paper's figure beside ours, with the spread over seeds."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from hip_model.export import save_pretrained
+from hip_model.variants import build_model
+from pipeline import storage
+from pipeline.evaluate.derive import derive_shards
+from pipeline.evaluate.finetune import finetune
+from pipeline.evaluate.finetune_options import FinetuneOptions, TrainerOptions
+from pipeline.evaluate.options import EvaluateFigureOptions, EvaluateOptions, IntervalOptions, LimitOptions
+from pipeline.evaluate.paper_options import ExperimentOptions
+from pipeline.evaluate.runner import evaluate
+from pipeline.evaluate.studies import STUDIES, Arm, Claim, Study, StudyScale
+from pipeline.seeding import derive_seed
+from pipeline.shards.manifest import Manifest
+from pipeline.tracking.options import TrackingOptions
+from pipeline.train.options import (
+    BatchOptions,
+    DurationOptions,
+    EngineOptions,
+    FigureOptions,
+    ModelOptions,
+    OptimOptions,
+    PretrainOptions,
+    RunOptions,
+    ScaleOptions,
+    ScheduleOptions,
+)
+from pipeline.train.runner import run_pretraining
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm with one seed, in per cent, with the bootstrap interval over the scored examples."""
+
+    arm: str
+    seed: int
+    finetuned: tuple[float, float, float]  # value, low, high
+    probed: tuple[float, float, float]
+    chance: float
+
+
+def run_study(options: ExperimentOptions) -> str:
+    """Run what is missing of a study and write ``table.md`` and ``results.json``; returns the table's location.
+
+    Every part has a name that follows from its settings, so a study that was stopped goes on where it was.
+    """
+    if options.threads > 0:
+        torch.set_num_threads(options.threads)
+    study = STUDIES[options.study]
+    folder = options.output or storage.join(options.storage, "experiments", f"{options.study}-{options.scale}")
+    results = []
+    for seed in options.seeds:
+        for arm in study.arms:
+            if not options.arms or arm.name in options.arms:
+                logger.info("%s, seed %d", arm.name, seed)
+                results.append(run_arm(options, study.scales[options.scale], arm, seed))
+                write_table(options, study, results, folder)
+    return storage.join(folder, "table.md")
+
+
+def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) -> ArmResult:
+    """Pretrain (or build afresh), probe the frozen model, fine-tune it."""
+    shards = derive_shards(options.shards, storage.join(options.storage, "derived", _slug(str(arm.data))), arm.data)
+    name, overrides = scale.models[arm.model]
+    model = ModelOptions(name=name, overrides={**overrides, **arm.overrides})
+    label = f"{options.study}-{_slug(arm.name)}-seed{seed}"
+    start = _pretrained(options, scale, model, shards, label, seed) if arm.pretrained else ""
+    start = start or _fresh(options, model, shards, label, seed)
+    limit = LimitOptions(fit_examples=options.fit_examples)
+    interval = IntervalOptions(resamples=options.resamples)
+    quiet = TrackingOptions(enabled=False)
+    probe = evaluate(
+        EvaluateOptions(
+            shards=shards,
+            model=start,
+            storage=options.storage,
+            seed=seed,
+            limit=limit,
+            interval=interval,
+            output=storage.join(options.storage, "probes", label),
+            tracking=quiet,
+            figures=EvaluateFigureOptions(enabled=False),
+        )
+    )
+    tuned = finetune(_finetune_options(options, scale, shards, start, label, seed, limit, interval))
+    key = "top1" if "top1" in tuned.metrics else "mean_average_precision"
+    chance = probe.metrics["chance_top1"].value if "chance_top1" in probe.metrics else float("nan")
+    values = [tuple(100 * v for v in (m[key].value, m[key].low, m[key].high)) for m in (tuned.metrics, probe.metrics)]
+    return ArmResult(arm.name, seed, values[0], values[1], 100 * chance)  # type: ignore[arg-type]
+
+
+def _pretrained(
+    options: ExperimentOptions, scale: StudyScale, model: ModelOptions, shards: str, label: str, seed: int
+) -> str:
+    small = options.scale == "small"
+    result = run_pretraining(
+        PretrainOptions(
+            shards=shards,
+            storage=options.storage,
+            seed=seed,
+            run=RunOptions(name=f"{label}-pretrain"),
+            model=model,
+            batch=BatchOptions(global_size=options.batch_size or scale.batch),
+            duration=DurationOptions(epochs=options.pretrain_epochs or scale.pretrain_epochs),
+            optim=OptimOptions(base_learning_rate=scale.pretrain_rate),
+            engine=EngineOptions(kind="torch", precision="fp32") if small else EngineOptions(),
+            scale=ScaleOptions(workers=0, threads_per_worker=max(1, options.threads)) if small else ScaleOptions(),
+            figures=FigureOptions(every_steps=0),
+            tracking=options.tracking,
+        )
+    )
+    assert result.checkpoint is not None
+    return result.checkpoint
+
+
+def _fresh(options: ExperimentOptions, model: ModelOptions, shards: str, label: str, seed: int) -> str:
+    """The same model with its initial weights, saved so that it can be probed and fine-tuned like a pretrained one."""
+    manifest = Manifest.load(shards)
+    torch.manual_seed(derive_seed(seed, "fresh"))
+    built = build_model(model.name, [spec.to_modality() for spec in manifest.modalities], **model.overrides)
+    folder = storage.local_path(storage.join(options.storage, "fresh", label))
+    save_pretrained(built, folder, {"data": manifest.data_card()})
+    return str(folder)
+
+
+def _finetune_options(
+    options: ExperimentOptions,
+    scale: StudyScale,
+    shards: str,
+    start: str,
+    label: str,
+    seed: int,
+    limit: LimitOptions,
+    interval: IntervalOptions,
+) -> FinetuneOptions:
+    return FinetuneOptions(
+        shards=shards,
+        init=start,
+        storage=options.storage,
+        seed=seed,
+        run=RunOptions(name=f"{label}-finetune"),
+        batch=BatchOptions(global_size=options.batch_size or scale.batch),
+        duration=DurationOptions(epochs=options.finetune_epochs or scale.finetune_epochs),
+        optim=OptimOptions(base_learning_rate=scale.finetune_rate, betas=(0.9, 0.999)),
+        schedule=ScheduleOptions(warmup_share=0.1),
+        trainer=TrainerOptions(threads=options.threads),
+        limit=limit,
+        interval=interval,
+        tracking=options.tracking,
+    )
+
+
+def write_table(options: ExperimentOptions, study: Study, results: list[ArmResult], folder: str) -> None:
+    """``results.json`` and ``table.md`` of what is there so far."""
+    content = [asdict(result) for result in results]
+    storage.write_atomic(storage.join(folder, "results.json"), json.dumps(content, indent=1).encode())
+    storage.write_atomic(storage.join(folder, "table.md"), render_table(options, study, results).encode())
+
+
+def render_table(options: ExperimentOptions, study: Study, results: list[ArmResult]) -> str:
+    """Markdown: one line an arm, one line a claim."""
+    scale = study.scales[options.scale]
+    seeds = sorted({result.seed for result in results})
+    lines = [
+        f"### {study.title}",
+        "",
+        f"Scale {options.scale}, seeds {', '.join(map(str, seeds))}; per cent. {scale.says_not}",
+        "",
+        "| arm | paper | ours, fine-tuned | ours, linear probe |",
+        "| --- | --- | --- | --- |",
+    ]
+    for arm in study.arms:
+        mine = [result for result in results if result.arm == arm.name]
+        if mine:
+            paper = "–" if arm.paper is None else f"{arm.paper:g}"
+            shown = (_spread([getattr(result, kind) for result in mine]) for kind in ("finetuned", "probed"))
+            lines.append(f"| {arm.name} | {paper} | {' | '.join(shown)} |")
+    lines += ["", *[f"* {verdict(claim, results)}" for claim in study.claims], ""]
+    return "\n".join(lines)
+
+
+def verdict(claim: Claim, results: Iterable[ArmResult]) -> str:
+    """Whether fine-tuning shows an ordering, its opposite, or neither: the intervals (over all seeds) overlap."""
+    found = list(results)
+    ranges = []
+    for name in (claim.better, claim.worse):
+        mine = [result.finetuned for result in found if result.arm == name]
+        if not mine:
+            return f"{claim.better} > {claim.worse}: not run"
+        ranges.append((min(value[1] for value in mine), max(value[2] for value in mine)))
+    (better_low, better_high), (worse_low, worse_high) = ranges
+    if better_low > worse_high:
+        return f"{claim.better} > {claim.worse}: shown"
+    if worse_low > better_high:
+        return f"{claim.better} > {claim.worse}: not so here, the opposite is shown"
+    return f"{claim.better} > {claim.worse}: undecided here, the intervals overlap"
+
+
+def _spread(values: list[tuple[float, float, float]]) -> str:
+    """One seed: value and bootstrap interval; several: mean, and the standard deviation over seeds."""
+    if len(values) == 1:
+        value, low, high = values[0]
+        return f"{value:.1f} [{low:.1f}, {high:.1f}]"
+    centre = [value[0] for value in values]
+    return f"{np.mean(centre):.1f} ± {np.std(centre, ddof=1):.1f}"
+
+
+def _slug(text: str) -> str:
+    plain = re.sub(r"[^a-z0-9]+", "-", text.lower().replace("+", " plus ")).strip("-")
+    return plain[:80]
