@@ -30,6 +30,7 @@ from pipeline.train.checkpoint import CheckpointWriter, NamedStates, latest_chec
 from pipeline.train.checkpoint_hook import Checkpoints
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.engine import Engine, TorchEngine
+from pipeline.train.figure_hook import Figures
 from pipeline.train.guards import Guard
 from pipeline.train.hooks import Hook
 from pipeline.train.loop import StopFlag, Trainer
@@ -144,8 +145,12 @@ def build_hooks(
     hooks: list[Hook] = [guard, Metrics(guard, tokens, flops, report)]
     if average is not None:
         hooks.append(average)
-    if options.validation.every_steps and manifest.splits.get(VALIDATION):
+    held_out = manifest.splits.get(VALIDATION, 0)
+    if options.validation.every_steps and held_out:
         hooks.append(Validation(ShardReader(options.shards, VALIDATION, cache=options.ingest.cache)))
+    if options.figures.every_steps:
+        shown = ShardReader(options.shards, VALIDATION, cache=options.ingest.cache) if held_out else reader
+        hooks.append(Figures(shown))
     return [*hooks, Checkpoints(guard)]
 
 

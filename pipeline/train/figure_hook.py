@@ -1,0 +1,104 @@
+"""Draws the figures of a few fixed held-out examples at intervals, on rank 0."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from hip_model.masking import mask_seeds
+from hip_model.modality import Modality
+from pipeline.shards.reader import ShardReader
+from pipeline.train.figures import latent_norms, position_maps, reconstruction_grid, sound_pairs
+from pipeline.train.hooks import Hook
+
+if TYPE_CHECKING:
+    from pipeline.train.loop import Trainer
+
+logger = logging.getLogger(__name__)
+
+_PEAKS = {"uint8": 255.0}
+
+
+class Figures(Hook):
+    """Reconstructions and position tables as PNG files of the tracked run, and the size of latents by level."""
+
+    name = "figures"
+
+    def __init__(self, reader: ShardReader) -> None:
+        self.reader = reader
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Draw at the interval."""
+        every, step = trainer.options.figures.every_steps, trainer.state.step
+        if every and step % every == 0 and step < trainer.total_steps:
+            self.draw(trainer)
+
+    def on_end(self, trainer: Trainer) -> None:
+        """Draw the result."""
+        self.draw(trainer)
+
+    def draw(self, trainer: Trainer) -> None:
+        """Never the end of a run: a picture that cannot be drawn is a warning."""
+        with trainer.engine.gathered():
+            if trainer.rank == 0:
+                try:
+                    self._draw(trainer)
+                except (ValueError, RuntimeError, OSError, ImportError) as error:
+                    logger.warning("figures of step %d: %s", trainer.state.step, error)
+        trainer.beat()
+
+    def _draw(self, trainer: Trainer) -> None:
+        module, device = trainer.engine.module, trainer.engine.device
+        batch = self.reader.read(np.arange(min(trainer.options.figures.examples, len(self.reader))))
+        inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
+        present = {name: torch.from_numpy(value).to(device) for name, value in batch.present.items()}
+        ids = torch.from_numpy(batch.example_ids)
+        seeds = mask_seeds(trainer.options.seed, torch.zeros_like(ids), ids).to(device)
+        was_training = module.training
+        module.eval()
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, torch.bfloat16, enabled=trainer.options.engine.precision == "bf16"),
+        ):
+            shown = module.reconstruct(inputs, seeds, present)
+            latents = module.model.encode(
+                {name: module.normalisation[name].normalise(value) for name, value in inputs.items()}
+            )
+        module.train(was_training)
+        pictures: dict[str, Any] = {}
+        for modality in module.model.modalities:
+            name = modality.name
+            peak = _PEAKS.get(str(batch.arrays[name].dtype)) or float(np.abs(batch.arrays[name]).max()) or 1.0
+            arrays = [_host(part[name]) for part in (shown.raw, shown.visible, shown.reconstruction)]
+            picture = reconstruction_picture(modality, arrays, peak)
+            if picture is not None:
+                pictures[f"reconstruction_{name}"] = picture
+            pictures[f"positions_{name}"] = position_maps(modality, _host(module.model.position_code(name)))
+        trainer.tracker.log_metrics(latent_norms(latents), trainer.state.step)
+        with tempfile.TemporaryDirectory() as folder:
+            for name, figure in pictures.items():
+                path = Path(folder) / f"{name}_step_{trainer.state.step:08d}.png"
+                figure.savefig(path, dpi=110)
+                trainer.tracker.log_artifact(path, "figures")
+
+
+def reconstruction_picture(modality: Modality, arrays: Sequence[np.ndarray], peak: float) -> Any | None:
+    """The kind of picture that fits a modality, of raw values, visible flags and answers; none for point clouds."""
+    dimensions = len(modality.shape or ())
+    raw, visible, answer = arrays
+    if dimensions >= 2 and modality.num_channels in (1, 3):
+        return reconstruction_grid(modality, raw, visible, answer, peak)
+    if dimensions == 1 and modality.num_channels == 1:
+        return sound_pairs(modality, raw, visible, answer)
+    return None
+
+
+def _host(values: torch.Tensor) -> np.ndarray:
+    moved = values.detach().cpu()
+    return np.asarray(moved if moved.dtype == torch.bool else moved.float())
