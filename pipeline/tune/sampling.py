@@ -34,7 +34,7 @@ def _sampler(search: SearchOptions, seed: int) -> optuna.samplers.BaseSampler:
         "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # draws come from the grid itself
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=5),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
-        "sobol": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True),
+        "sobol": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
     }
     if search.algorithm in samplers:
         return samplers[search.algorithm]()

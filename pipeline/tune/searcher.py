@@ -29,8 +29,10 @@ logger = logging.getLogger(__name__)
 CANDIDATES = "candidates.json"
 # Rejected or repeated draws in a row after which the space counts as used up.
 _FRUITLESS_DRAWS = 200
+# So many fruitless draws of a sampler before chance takes over: in a small space it comes back to its favourite.
+_PATIENCE = 20
 # What a searcher makes again from its log, in another process.
-_REBUILT = ("log", "_study", "_grid", "_by_index", "_asked", "_orphans")
+_REBUILT = ("log", "_study", "_grid", "_by_index", "_asked", "_orphans", "_chance")
 
 
 class CandidateLog:
@@ -153,7 +155,9 @@ class CandidateSearcher(Searcher):
         # Candidates that no trial Ray remembers belongs to: it was killed before it wrote them down.
         known = known_trial_ids(storage.join(self._folder, ray_folder(self._search.trials)))
         self._orphans = [c.index for c in self.log.accepted if self.log.trial_ids.get(c.index) not in known]
-        self._study = new_study(self._search, derive_seed(self._seed, "search", len(self.log.candidates)))
+        seed = derive_seed(self._seed, "search", len(self.log.candidates))
+        self._study = new_study(self._search, seed)
+        self._chance = new_study(replace(self._search, algorithm="random"), seed)
         self._grid = self._grid_draws() if self._search.algorithm == "grid" else None
         for candidate in self.log.accepted:
             if candidate.index in self.log.outcomes:
@@ -161,24 +165,29 @@ class CandidateSearcher(Searcher):
 
     def _next_candidate(self) -> Candidate | None:
         """The next new candidate that can be trained, none if no more are found; rejected ones are recorded."""
-        for _ in range(_FRUITLESS_DRAWS):
-            asked = None if self._grid is not None else self._study.ask(self._distributions())
+        for attempt in range(_FRUITLESS_DRAWS):
+            asked = None if self._grid is not None else self._ask(by_chance=attempt >= _PATIENCE)
             drawn = asked.params if asked is not None else next(self._grid or iter(()), None)
             if drawn is None:
                 return None
-            candidate = self._factory.make(len(self.log.candidates), drawn)
-            repeated = any(candidate.settings == other.settings for other in self.log.candidates)
-            candidate = self._unless_the_same_model(candidate)
-            if not repeated and candidate.rejected is None:
-                if asked is not None:
-                    self._asked[candidate.index] = asked
-                return candidate
-            if asked is not None:
-                self._study.tell(asked, state=_failed())
-            if not repeated:
+            settings = self._space.values(drawn)
+            if not any(settings == other.settings for other in self.log.candidates):
+                candidate = self._unless_the_same_model(self._factory.make(len(self.log.candidates), drawn))
+                if candidate.rejected is None:
+                    if asked is not None:
+                        self._asked[candidate.index] = asked
+                    return candidate
                 logger.info("rejected %s: %s", candidate.label, candidate.rejected)
                 self.log.add(candidate, None)
+            if asked is not None:
+                self._study.tell(asked, state=_failed())
         return None
+
+    def _ask(self, by_chance: bool) -> optuna.Trial:
+        """A draw of the sampler, or a uniform one where the sampler keeps coming back to what was tried."""
+        if by_chance:
+            self._study.enqueue_trial(self._chance.ask(self._distributions()).params)
+        return self._study.ask(self._distributions())
 
     def _unless_the_same_model(self, candidate: Candidate) -> Candidate:
         """Reject a candidate that became a model already tried when it was solved to the budget."""

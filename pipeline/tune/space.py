@@ -11,7 +11,7 @@ from hip_model.errors import ConfigError
 from hip_model.geometry import GeometryDials, named_dials
 from hip_model.variants import available_models
 from pipeline.errors import UserError, nearest
-from pipeline.train.options import PretrainOptions
+from pipeline.train.options import DurationOptions, PretrainOptions
 from pipeline.tune.options import SearchOptions
 
 if TYPE_CHECKING:
@@ -147,6 +147,9 @@ def with_option(options: _Options, key: str, value: Any) -> _Options:
         raise UserError(f"search.options: there is no key {key!r}; {nearest(head, names)}")
     if isinstance(options, PretrainOptions) and head in _FIXED_KEYS:
         raise UserError(f"search.options.{key}: {head} is the same for all trials; set it outside the search")
+    if head == "duration" and rest in [field.name for field in fields(DurationOptions)]:
+        # A length takes the place of the one there is, which may be counted in another unit.
+        return replace(options, duration=DurationOptions(**{rest: value}))
     current = getattr(options, head)
     if not rest:
         if is_dataclass(current):

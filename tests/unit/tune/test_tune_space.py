@@ -1,0 +1,103 @@
+"""The search space and its options: what varies is checked where it is written down."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from hip_model.geometry import GeometryDials
+from pipeline.errors import UserError
+from pipeline.train.options import BatchOptions, DurationOptions, ModelOptions, PretrainOptions
+from pipeline.tune.options import SearchOptions, TuneOptions
+from pipeline.tune.space import Choice, Range, build_space, dials_of, with_option
+
+BASE = PretrainOptions(shards="clips", model=ModelOptions("hip_nano"), duration=DurationOptions(steps=10))
+
+
+def test_ranges_lists_and_fixed_dials() -> None:
+    search = SearchOptions(
+        dials={"depth": [1, 2], "decoder_width": {"low": 0.25, "high": 1.0}, "first_groups": 4},
+        options={
+            "optim.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
+            "mask.policy": ["tube", "independent"],
+        },
+    )
+    space = build_space(search, BASE)
+    assert space.domains == {
+        "dials.depth": Choice((1, 2)),
+        "dials.decoder_width": Range(0.25, 1.0),
+        "optim.learning_rate": Range(1e-4, 1e-2, log=True),
+        "mask.policy": Choice(("tube", "independent")),
+    }
+    assert space.fixed_dials == {"first_groups": 4}
+    dials = dials_of(search, space, {"dials.depth": 2, "dials.decoder_width": 0.5, "optim.learning_rate": 1e-3})
+    assert dials == GeometryDials(depth=2, decoder_width=0.5, first_groups=4)
+
+
+def test_grids_enumerate_steps_and_refuse_continua() -> None:
+    assert Range(1, 7, step=2).grid() == [1, 3, 5, 7]
+    assert Range(0.1, 0.5, step=0.2).grid() == pytest.approx([0.1, 0.3, 0.5])
+    assert [Choice(("a", "b")).value(draw) for draw in Choice(("a", "b")).grid()] == ["a", "b"]
+    with pytest.raises(UserError, match="a grid needs values"):
+        Range(0.1, 0.5).grid()
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"dials": {"dept": [1]}}, r"no dial 'dept'; did you mean 'depth'"),
+        ({"dials": {"depth": [1, 99]}}, r"search.dials.depth: dial depth=99 .* nearest is 8"),
+        ({"dials": {"core": ["decoder"]}}, "last_encoder"),
+        ({"dials": {"depth": []}}, "empty list"),
+        ({"dials": {"depth": {"low": 1}}}, "needs low and high"),
+        ({"dials": {"depth": {"low": 1, "high": 3, "lg": True}}}, "'lg'"),
+        ({"dials": {"decoder_width": {"low": 1.0, "high": 0.5}}}, "no range"),
+        ({"options": {"optim.learning_rat": [1.0]}}, "did you mean 'learning_rate'"),
+        ({"options": {"mask.ratio": {"low": 0.5, "high": 1.5}}}, r"mask.ratio=1.5 is out of range"),
+        ({"options": {"optim": [1]}}, "is a group"),
+        ({"options": {"seed.low": [1]}}, "is a value"),
+        ({"options": {"storage": ["a", "b"]}}, "same for all trials"),
+        ({"variants": ["hip_17"]}, "did you mean 'hip_16'"),
+        ({"variants": [3]}, "neither a model name"),
+        ({"variants": [{"depth": 0}]}, "nearest is 1"),
+    ],
+)
+def test_bad_spaces_are_named(search: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        build_space(SearchOptions(**search), BASE)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"budget": "flop"}, "did you mean 'flops'"),
+        ({"scheduler": "hyperband"}, "valid: asha"),
+        ({"algorithm": "grit"}, "did you mean 'grid'"),
+        ({"budget_target": -1.0}, "must be positive"),
+        ({"budget": "none", "budget_target": 1e6}, "search.budget=none"),
+        ({"variants": ["hip_16"]}, "both given"),
+        ({"dials": {}}, "nothing to search"),
+        ({"scheduler": "pbt"}, "geometry cannot follow"),
+        ({"name": "a/b"}, "plain folder name"),
+        ({"trials": 0}, "too small"),
+    ],
+)
+def test_bad_search_options_are_named(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SearchOptions(**{"dials": {"depth": [1]}, **values})
+
+
+def test_options_are_set_by_dotted_key_and_checked() -> None:
+    assert with_option(BASE, "optim.weight_decay", 0.2).optim.weight_decay == 0.2
+    assert with_option(BASE, "mask.per_modality.audio", 0.5).mask.per_modality == {"audio": 0.5}
+    assert with_option(BASE, "shards", "other").shards == "other"
+    assert with_option(BASE, "duration.epochs", 3).duration == DurationOptions(epochs=3)
+    with pytest.raises(UserError, match="too small"):
+        with_option(BASE, "batch.global_size", 0)
+
+
+def test_a_search_takes_every_key_of_pretraining() -> None:
+    options = TuneOptions(**{**BASE.__dict__, "batch": BatchOptions(8), "search": SearchOptions(dials={"depth": [1]})})
+    assert options.batch.global_size == 8
+    assert replace(options, seed=3).seed == 3
