@@ -1,0 +1,168 @@
+"""Checkpoints: whole or not there, the same by name, pruned by rule."""
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import InfrastructureError, UserError
+from pipeline.train.checkpoint import (
+    CheckpointWriter,
+    NamedStates,
+    is_complete,
+    latest_checkpoint,
+    list_checkpoints,
+    read_state,
+)
+from pipeline.train.engine import TorchEngine
+from pipeline.train.options import CheckpointOptions, EngineOptions, OptimOptions
+from pipeline.train.state import TrainerState
+
+
+class Loss:
+    """What a model returns."""
+
+    def __init__(self, loss: Tensor) -> None:
+        self.loss = loss
+
+
+class Small(nn.Module):
+    """Two layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 5), nn.Linear(5, 2)
+
+    def forward(self, x: Tensor) -> Loss:
+        return Loss(self.second(self.first(x).tanh()).square().mean())
+
+
+def engine_after(steps: int, seed: int = 0) -> TorchEngine:
+    torch.manual_seed(seed)
+    engine = TorchEngine(Small(), EngineOptions(kind="torch", precision="fp32"), OptimOptions(), torch.device("cpu"))
+    for _ in range(steps):
+        engine.backward(engine.forward(x=torch.ones(4, 3)).loss, last=True)
+        engine.step(0.01)
+    return engine
+
+
+def export(weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
+    (folder / "model.safetensors").write_bytes(b"".join(value.numpy().tobytes() for value in weights.values()))
+
+
+def writer(folder: Path, **options: int) -> CheckpointWriter:
+    return CheckpointWriter(str(folder), CheckpointOptions(**options), export)
+
+
+def test_weights_and_moments_come_back_to_the_bit(tmp_path: Path) -> None:
+    engine = engine_after(3)
+    folder = writer(tmp_path).save(engine, TrainerState(seed=1, step=3, optimizer_steps=engine.optimizer_steps()))
+    other = engine_after(1, seed=9)
+    saved = read_state(folder)
+    other.load_named_state(NamedStates(folder), saved.optimizer_steps)
+    for (name, mine), (_, theirs) in zip(engine.named_state(), other.named_state(), strict=True):
+        assert torch.equal(mine.weight, theirs.weight), name
+        assert all(torch.equal(mine.moments[key], theirs.moments[key]) for key in mine.moments)
+    assert other.optimizer_steps() == 3
+    for each in (engine, other):
+        each.backward(each.forward(x=torch.ones(4, 3)).loss, last=True)
+        each.step(0.01)
+    assert torch.equal(engine.module.first.weight, other.module.first.weight)
+
+
+def test_a_kill_at_any_file_leaves_the_last_checkpoint_loadable(tmp_path: Path) -> None:
+    engine = engine_after(1)
+    whole = Path(writer(tmp_path).save(engine, TrainerState(seed=0, step=1)))
+    files = sorted(path for path in whole.rglob("*") if path.is_file())
+    assert len(files) == 4
+    for kept in range(len(files)):  # the files that were written before the kill, under the temporary name
+        staging = tmp_path / "checkpoints" / ".writing-abc"
+        for file in files[:kept]:
+            (staging / file.relative_to(whole)).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, staging / file.relative_to(whole))
+        assert list_checkpoints(str(tmp_path)) == [str(whole)]
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "trainer_state.json", "optimizer/part-00000-of-00001.safetensors"]
+)
+def test_a_damaged_checkpoint_does_not_count_and_the_one_before_does(tmp_path: Path, name: str) -> None:
+    engine = engine_after(1)
+    first = writer(tmp_path).save(engine, TrainerState(seed=0, step=1))
+    second = Path(writer(tmp_path).save(engine, TrainerState(seed=0, step=2)))
+    assert latest_checkpoint(str(tmp_path)) == str(second)
+    (second / name).write_bytes((second / name).read_bytes()[:-1])
+    assert not is_complete(str(second))
+    assert latest_checkpoint(str(tmp_path)) == first
+    again = writer(tmp_path).save(engine, TrainerState(seed=0, step=2))  # written over
+    assert latest_checkpoint(str(tmp_path)) == again == str(second)
+
+
+def test_pruning_keeps_the_last_ones_and_sweeps_up_what_killed_writers_left(tmp_path: Path) -> None:
+    engine = engine_after(0)
+    (tmp_path / "checkpoints" / ".writing-dead").mkdir(parents=True)
+    keeping = writer(tmp_path, keep_last=2, keep_every_steps=4)
+    for step in range(1, 8):
+        keeping.save(engine, TrainerState(seed=0, step=step))
+        keeping.prune()
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "step_00000004",
+        "step_00000006",
+        "step_00000007",
+    ]
+
+
+def test_a_failed_write_says_so_and_leaves_nothing(tmp_path: Path) -> None:
+    def broken(weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    failing = CheckpointWriter(str(tmp_path), CheckpointOptions(), broken)
+    with pytest.raises(InfrastructureError, match="no space left"):
+        failing.save(engine_after(0), TrainerState(seed=0, step=1))
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
+    folder = writer(tmp_path).save(engine_after(0), TrainerState(seed=0, step=1))
+    states = NamedStates(folder)
+    shapes = {name: state.weight.shape for name, state in states.items()}
+    states.check(shapes)
+    with pytest.raises(UserError, match=r"first\.weight is \(5, 3\) there, \(7, 3\) here"):
+        states.check(shapes | {"first.weight": torch.Size([7, 3])})
+    with pytest.raises(UserError, match="third"):
+        states.check(shapes | {"third": torch.Size([1])})
+
+
+def test_a_state_of_a_newer_version_is_refused_and_unknown_fields_are_ignored() -> None:
+    values = json.loads(TrainerState(seed=3, step=4).to_json())
+    assert TrainerState.from_json(json.dumps(values | {"later": 1}).encode()).step == 4
+    with pytest.raises(UserError, match="format 99"):
+        TrainerState.from_json(json.dumps(values | {"format_version": 99}).encode())
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_paths_and_uris_are_the_same_place(tmp_path: Path, scheme: str) -> None:
+    folder = CheckpointWriter(f"{scheme}{tmp_path}", CheckpointOptions(), export).save(
+        engine_after(0), TrainerState(seed=0, step=1)
+    )
+    assert is_complete(folder)
+    assert math.prod(NamedStates(folder)["first.weight"].weight.shape) == 15
+
+
+def test_remote_storage_is_published_by_its_last_file(tmp_path: Path) -> None:
+    import fsspec
+
+    remote = CheckpointWriter("memory://bucket/run", CheckpointOptions(keep_last=1), export)
+    engine = engine_after(2)
+    for step in (1, 2):
+        folder = remote.save(engine, TrainerState(seed=0, step=step))
+        remote.prune()
+    assert list_checkpoints("memory://bucket/run") == [folder]
+    assert torch.equal(NamedStates(folder)["second.bias"].weight, engine.module.second.bias.detach())
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
