@@ -18,6 +18,9 @@ from hip_model.grouping import ModalityGroups, plan_groups, plan_single_group
 from hip_model.layer_costs import Cost, Looking, cross_attention, linear, self_attention
 from hip_model.masking import MaskConfig
 from hip_model.modality import Modality
+from hip_model.perceiver import PerceiverConfig
+from hip_model.perceiver_costs import perceiver_parts
+from hip_model.variants import ModelConfig
 
 TRAINING_TO_FORWARD = 3
 """A training step does the forward products once and two more of the same size for the gradients."""
@@ -59,15 +62,13 @@ class ModelCost:
         return total
 
 
-def count_parameters(
-    config: HiPConfig | PerceiverIOConfig, modalities: Sequence[Modality], labels: Sequence[Modality] = ()
-) -> int:
+def count_parameters(config: ModelConfig, modalities: Sequence[Modality], labels: Sequence[Modality] = ()) -> int:
     """Trainable parameters of the model, exactly; ``labels`` are those of a class-bottleneck model."""
     return model_cost(config, modalities, labels).parameters
 
 
 def forward_flops(
-    config: HiPConfig | PerceiverIOConfig,
+    config: ModelConfig,
     modalities: Sequence[Modality],
     mask: MaskConfig | None = None,
     labels: Sequence[Modality] = (),
@@ -80,7 +81,7 @@ def forward_flops(
 
 
 def activation_bytes(
-    config: HiPConfig | PerceiverIOConfig,
+    config: ModelConfig,
     modalities: Sequence[Modality],
     mask: MaskConfig | None = None,
     bytes_per_value: int = 4,
@@ -107,7 +108,7 @@ def optimizer_bytes(parameters: int, mixed_precision: bool = False, shard_stage:
 
 
 def model_cost(
-    config: HiPConfig | PerceiverIOConfig,
+    config: ModelConfig,
     modalities: Sequence[Modality],
     labels: Sequence[Modality] = (),
     mask: MaskConfig | None = None,
@@ -117,10 +118,15 @@ def model_cost(
     Raises:
         ConfigError: labels for a model that has no bottleneck, or modalities that do not fit the config.
     """
+    if not isinstance(config, HiPConfig) and labels:
+        raise ConfigError("a Perceiver or Perceiver IO model has no class bottleneck; drop the labels")
     if isinstance(config, PerceiverIOConfig):
-        if labels:
-            raise ConfigError("a Perceiver IO model has no class bottleneck; drop the labels")
         return ModelCost(dict(_perceiver_io_parts(config, modalities, mask)))
+    if isinstance(config, PerceiverConfig):
+        tokens = {group.name: _count_tokens(group, mask) for group in plan_single_group(modalities).modalities}
+        entering = {name: count.entering for name, count in tokens.items()}
+        answered = {name: count.queried for name, count in tokens.items()}
+        return ModelCost(dict(perceiver_parts(config, modalities, entering, answered)))
     return ModelCost(dict(_hip_parts(config, modalities, labels, mask)))
 
 

@@ -167,7 +167,8 @@ def _draw_tube(modality: Modality, groups: ModalityGroups, ratio: float, base: T
 def _pack(flags: Tensor) -> Tensor:
     """Positions of the true flags ``[B, G, L]``, ascending, then ``EMPTY_SLOT``, up to the fullest group's count."""
     length = flags.shape[-1]
-    slots = max(1, int(flags.sum(dim=-1).max()))
+    # On the meta device (shapes only) there is nothing to count.
+    slots = length if flags.is_meta else max(1, int(flags.sum(dim=-1).max()))
     positions = torch.where(flags, torch.arange(length, device=flags.device), length).sort(dim=-1).values[..., :slots]
     return torch.where(positions == length, EMPTY_SLOT, positions)
 

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 from torch.utils.checkpoint import checkpoint
 
-from hip_model.attention import MLP, CrossAttention, Keys, SelfAttention
+from hip_model.attention import MLP, CrossAttention, Keys, SelfAttention, hidden_scores
 from hip_model.errors import ConfigError
 from hip_model.fourier import fourier_features, num_fourier_channels
 from hip_model.grouping import GroupPlan, plan_single_group
 from hip_model.init import Linear, Table
 from hip_model.modality import Modality
 from hip_model.selection import TokenSelection
-from hip_model.tokens import ModelOutput, check_inputs, hidden_scores, token_rows
+from hip_model.tokens import ModelOutput, check_inputs, token_rows
 
 _LATENT_STD = 0.02
 
@@ -130,13 +130,9 @@ class Perceiver(nn.Module):
         self.modalities = tuple(modalities)
         self._plan = plan_single_group(modalities)
         self.positions = nn.ModuleDict({m.name: _Positions(m, config.fourier_bands) for m in modalities})
-        features = {m.name: num_fourier_channels(len(m.shape or (0,)), config.fourier_bands) for m in modalities}
-        content = {m.name: m.num_channels + features[m.name] for m in modalities}
-        width = max(content.values()) + (config.modality_channels if len(modalities) > 1 else 0)
-        self.modality_vectors = nn.ModuleDict(
-            {name: _Vector(width - used) for name, used in content.items() if width > used}
-        )
-        self.query_vectors = nn.ModuleDict({name: _Vector(width - features[name]) for name in names})
+        width, used = token_channels(config, modalities), used_channels(config, modalities)
+        self.modality_vectors = nn.ModuleDict({n: _Vector(width - used[n]) for n in names if width > used[n]})
+        self.query_vectors = nn.ModuleDict({m.name: _Vector(width - used[m.name] + m.num_channels) for m in modalities})
         self.latents = Table(config.num_latents, config.num_channels)
         nn.init.trunc_normal_(self.latents.weight, std=_LATENT_STD, a=-2.0, b=2.0)
         self.first_cross_attention = _cross_attention(config, width)
@@ -218,6 +214,17 @@ class Perceiver(nn.Module):
     def _queries(self, name: str, rows: Tensor | None) -> Tensor:
         code = self.query_vectors[name](self.positions[name](rows))
         return code.view(1, 1, *code.shape) if rows is None else code
+
+
+def used_channels(config: PerceiverConfig, modalities: Sequence[Modality]) -> dict[str, int]:
+    """Channels of each modality's values and position features together."""
+    axes = {m.name: len(m.shape or (m.num_tokens,)) for m in modalities}
+    return {m.name: m.num_channels + num_fourier_channels(axes[m.name], config.fourier_bands) for m in modalities}
+
+
+def token_channels(config: PerceiverConfig, modalities: Sequence[Modality]) -> int:
+    """Width ``W`` of every token: the widest modality's, and room to tell modalities apart where there are several."""
+    return max(used_channels(config, modalities).values()) + (config.modality_channels if len(modalities) > 1 else 0)
 
 
 class _Positions(nn.Module):

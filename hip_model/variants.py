@@ -12,7 +12,10 @@ from hip_model.config import HiPConfig, PerceiverIOConfig
 from hip_model.errors import ConfigError
 from hip_model.hip import HiP
 from hip_model.modality import Modality
+from hip_model.perceiver import PERCEIVER_VARIANTS, Perceiver, PerceiverConfig
 from hip_model.perceiver_io import PerceiverIO
+
+ModelConfig = HiPConfig | PerceiverIOConfig | PerceiverConfig
 
 
 def _hip(
@@ -77,7 +80,7 @@ HIP_VARIANTS: dict[str, HiPConfig] = {
         32, groups=(16, 1, 16), latents=(128, 256, 128), channels=(128, 1024, 128), layers=(2, 18, 2), heads=(4, 32, 4)
     ),
     "hip_256": _HIP_256,
-    # The released decoder is narrower than the paper's; mirrored, the model has the paper's 102.3 M parameters at 224 x 224 x 3.
+    # The released decoder is narrower than the paper's; mirrored, the model has its 102.3 M parameters at 224 x 224 x 3.
     "hip_256_paper": _HIP_256.replace(num_channels=(64, 96, 128, 256, 512, 1024, 512, 256, 128, 96, 64)),
     # Ours: trains in milliseconds on one core.
     "hip_nano": _hip(
@@ -103,7 +106,7 @@ PERCEIVER_IO_VARIANTS: dict[str, PerceiverIOConfig] = {
 
 def available_models() -> list[str]:
     """The names ``build_model`` knows."""
-    return [*HIP_VARIANTS, *PERCEIVER_IO_VARIANTS]
+    return [*HIP_VARIANTS, *PERCEIVER_IO_VARIANTS, *PERCEIVER_VARIANTS]
 
 
 def build_model(name: str, modalities: Sequence[Modality], **overrides: Any) -> nn.Module:
@@ -117,15 +120,19 @@ def build_model(name: str, modalities: Sequence[Modality], **overrides: Any) -> 
         config = config.replace(**overrides)
     if isinstance(config, HiPConfig):
         return HiP(config, modalities)
+    if isinstance(config, PerceiverConfig):
+        return Perceiver(config, modalities)
     return PerceiverIO(config, modalities)
 
 
-def model_config(name: str) -> HiPConfig | PerceiverIOConfig:
+def model_config(name: str) -> ModelConfig:
     """The named model's config. Raises ConfigError for an unknown name, with the nearest ones."""
     if name in HIP_VARIANTS:
         return HIP_VARIANTS[name]
     if name in PERCEIVER_IO_VARIANTS:
         return PERCEIVER_IO_VARIANTS[name]
+    if name in PERCEIVER_VARIANTS:
+        return PERCEIVER_VARIANTS[name]
     raise _unknown(name, available_models())
 
 

@@ -2,13 +2,17 @@
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
-from hip_model import Modality
+from hip_model import Modality, available_models, build_model
+from hip_model.accounting import count_parameters, forward_flops, model_cost
+from hip_model.attention import CrossAttention
 from hip_model.autoencoder import MaskedAutoencoder
 from hip_model.errors import ConfigError, InputError
 from hip_model.fourier import fourier_features
 from hip_model.heads import ClassificationHead
-from hip_model.masking import MASK_POLICIES, MaskConfig, mask_seeds
+from hip_model.masking import MASK_POLICIES, MaskConfig, mask_seeds, sample_selection
 from hip_model.perceiver import PERCEIVER_VARIANTS, Perceiver, PerceiverConfig
 from hip_model.selection import TokenSelection
 
@@ -129,6 +133,33 @@ def test_checkpointing_changes_no_gradient():
     for name, gradient in gradients[0].items():
         if gradient is not None:
             torch.testing.assert_close(gradients[1][name], gradient)
+
+
+@pytest.mark.parametrize("modalities", [(IMAGE,), (IMAGE, AUDIO)])
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_costs_equal_the_models(modalities, iterations, monkeypatch):
+    monkeypatch.setattr(CrossAttention, "_cheapest_form", lambda *_: "plain")
+    config = TINY.replace(num_iterations=iterations)
+    model = build(modalities, config)
+    assert count_parameters(config, modalities) == count(model)
+    mask = MaskConfig(ratio=0.6)
+    selection = sample_selection(mask, modalities, model.group_plan(), torch.tensor([7]))
+    for chosen, limit in ((None, None), (selection, mask)):
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(inputs(modalities, batch=1), chosen)
+        assert forward_flops(config, modalities, limit) == counter.get_total_flops()
+
+
+def test_the_imagenet_model_costs_the_published_707_gigaflops():
+    image = (Modality("image", 224 * 224, 3, (224, 224)),)
+    parts = model_cost(PERCEIVER_VARIANTS["perceiver_imagenet"], image).parts
+    encoder = sum(part.flops for name, part in parts.items() if name in ("first_cross", "shared_cross", "self"))
+    assert encoder / 1e9 == pytest.approx(707.2, rel=0.01)
+
+
+def test_models_are_built_by_name():
+    assert build_model("perceiver_tiny", (IMAGE,), num_iterations=2).config == TINY.replace(num_iterations=2)
+    assert {"perceiver_imagenet", "perceiver_tiny"} < set(available_models())
 
 
 def test_a_fresh_model_reconstructs_zero():
