@@ -11,6 +11,9 @@ from pipeline.errors import DataError
 from pipeline.shards.checksum import array_checksum, row_checksum
 from pipeline.shards.schema import ModalitySpec, hash_column
 
+Description = tuple[bytes, str, float, tuple[int, ...]]
+"""Id, source, start in seconds and labels of one row."""
+
 
 class RowMismatchError(Exception):
     """A row's bytes do not match their checksum; ``column`` is the modality, or ``row`` for everything else."""
@@ -53,13 +56,13 @@ class Block:
         """The 16 bytes that name the example."""
         return bytes(self._ids[row].tobytes())
 
-    def describe(self, row: int) -> tuple[bytes, str, float, tuple[int, ...]]:
+    def describe(self, row: int) -> Description:
         """Id, source, start in seconds and labels of one row."""
         source: str = self._sources[row].as_py()
         return self.example_id(row), source, float(self._starts[row]), tuple(self._labels[row].as_py())
 
-    def check(self, row: int) -> None:
-        """Check everything of a row but its tokens.
+    def describe_checked(self, row: int) -> Description:
+        """The same, once it is known to be what was written; covers everything of a row but its tokens.
 
         Raises:
             RowMismatchError: it differs from what was written.
@@ -71,6 +74,7 @@ class Block:
         hashes = [int(self._hashes[name][row]) if self.present(name, row) else None for name in self._tokens]
         if row_checksum(*described, hashes) != int(self._checksums[row]):
             raise RowMismatchError(row, "row", described[0])
+        return described
 
     def copy_tokens(self, name: str, row: int, out: np.ndarray, verify: bool) -> bool:
         """Copy one row's tokens into contiguous ``out``, zeros if missing; returns whether the row has them.

@@ -10,6 +10,7 @@ import pyarrow as pa
 from pipeline.errors import DataError
 from pipeline.shards.checksum import array_checksum, row_checksum
 from pipeline.shards.schema import ExampleRow, ModalitySpec, tensor_type
+from pipeline.shards.statistics import ChannelSums
 
 
 class TokenColumn:
@@ -37,6 +38,14 @@ class TokenColumn:
         values = pa.Array.from_buffers(kind.value_type, size, [None, pa.py_buffer(self._tokens[:rows])])
         storage = pa.Array.from_buffers(kind.storage_type, rows, [bitmap], int(missing.sum()), children=[values])
         return [pa.ExtensionArray.from_storage(kind, storage), pa.array(self._hashes, pa.uint64())]
+
+    def sums(self) -> ChannelSums | None:
+        """Statistics of the rows that have this modality; None if no row has it."""
+        present = [row for row, value in enumerate(self._hashes) if value is not None]
+        if not present:
+            return None
+        tokens = self._tokens[: len(present)] if len(present) == len(self._hashes) else self._tokens[present]
+        return ChannelSums.of(tokens.reshape(-1, self.spec.num_channels), len(present))
 
     def clear(self) -> None:
         """Start the next batch in the same buffer."""
@@ -86,6 +95,11 @@ class RowBuffer:
             pa.array(checksums, pa.uint64()),
         ]
         return pa.RecordBatch.from_arrays(arrays, schema=self._schema)
+
+    def sums(self) -> dict[str, ChannelSums]:
+        """Statistics of each modality that any of the rows has."""
+        found = {column.spec.name: column.sums() for column in self._columns}
+        return {name: sums for name, sums in found.items() if sums is not None}
 
     def clear(self) -> None:
         """Start the next batch."""

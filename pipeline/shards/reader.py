@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards.block import Block, RowMismatchError
+from pipeline.shards.block import Block, Description, RowMismatchError
 from pipeline.shards.local import LocalBlocks
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.remote import CacheOptions, RemoteBlocks
@@ -89,9 +89,12 @@ class ShardReader:
         arrays = dict(out) if out is not None else self.allocate(count)
         present = {name: np.zeros(count, bool) for name in self._specs}
         ids = np.zeros(count, np.int64)
-        described: list[tuple[bytes, str, float, tuple[int, ...]]] = [(b"", "", 0.0, ())] * count
+        described: list[Description] = [(b"", "", 0.0, ())] * count
+        shards = np.searchsorted(self._first_rows, wanted, side="right") - 1
+        rows = wanted - self._first_rows[shards]
+        places = list(zip(shards.tolist(), rows.tolist(), strict=True))
         for slot in np.argsort(wanted, kind="stable").tolist():  # ascending, so that the disk reads forward
-            described[slot] = self._read_row(int(wanted[slot]), slot, arrays, present)
+            described[slot] = self._read_row(*places[slot], slot, arrays, present)
             ids[slot] = int.from_bytes(described[slot][0][:8], "little", signed=True)
         return Batch(
             arrays,
@@ -114,10 +117,9 @@ class ShardReader:
         self._blocks.close()
 
     def _read_row(
-        self, index: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
-    ) -> tuple[bytes, str, float, tuple[int, ...]]:
-        shard = int(np.searchsorted(self._first_rows, index, side="right")) - 1
-        row = index - int(self._first_rows[shard])
+        self, shard: int, row: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
+    ) -> Description:
+        """Copy one row into ``slot``; a row whose local copy is damaged is fetched once more."""
         block_index, row_in_block = divmod(row, self._shards[shard].rows_per_batch)
         for last_try in (False, True):
             try:
@@ -132,12 +134,11 @@ class ShardReader:
 
     def _copy(
         self, block: Block, row: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
-    ) -> tuple[bytes, str, float, tuple[int, ...]]:
-        if self._verify:
-            block.check(row)
+    ) -> Description:
+        described = block.describe_checked(row) if self._verify else block.describe(row)
         for name, array in arrays.items():
             present[name][slot] = block.copy_tokens(name, row, array[slot], self._verify)
-        return block.describe(row)
+        return described
 
     def _mismatch(self, shard: int, row: int, error: RowMismatchError) -> str:
         what = "the row's description" if error.column == "row" else f"the tokens of {error.column!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +13,9 @@ from pipeline.errors import DataError
 
 Number = int | float
 
-_BLOCK_ROWS = 256  # 256 * 255**2 < 2**24: sums of squared bytes stay exact in float32
-_BLOCK_COLUMNS = 256
+_BLOCK_ROWS = 128  # 128 * 255**2 < 2**24: sums of squared bytes stay exact in float32
+_LOCAL = threading.local()
+_BLOCK_TOKENS = 1024  # tokens folded side by side; the scratch block of 3 channels is then 1.5 MB
 
 
 @dataclass(frozen=True)
@@ -32,17 +34,17 @@ class ChannelSums:
     maximum: tuple[Number, ...]
 
     @classmethod
-    def of(cls, tokens: np.ndarray) -> ChannelSums:
-        """The sums of one example ``[tokens, channels]``, without making a wide copy of it."""
+    def of(cls, tokens: np.ndarray, examples: int = 1) -> ChannelSums:
+        """The sums of ``examples`` examples, all their tokens as ``[n, channels]``, without a wide copy of them."""
         num_tokens, num_channels = tokens.shape
-        group = max(1, min(_BLOCK_COLUMNS, num_tokens))
+        group = max(1, min(_BLOCK_TOKENS, num_tokens // _BLOCK_ROWS))
         whole = num_tokens // group * group
         parts = [tokens[:whole].reshape(-1, group * num_channels), tokens[whole:].reshape(-1, num_channels)]
         folded = [_fold(part, num_channels) for part in parts if part.size]
         total, squares, lowest, highest = (np.stack(column) for column in zip(*folded, strict=True))
         number = int if tokens.dtype.kind in "iu" else float
         return cls(
-            1,
+            examples,
             num_tokens,
             tuple(map(number, total.sum(axis=0))),
             tuple(map(number, squares.sum(axis=0))),
@@ -104,8 +106,11 @@ def _fold(part: np.ndarray, num_channels: int) -> tuple[np.ndarray, np.ndarray, 
     wide = np.float32 if part.dtype.itemsize == 1 else np.float64  # float32 is exact for bytes only, and twice as fast
     total = np.zeros(part.shape[1], np.float64)
     squares = np.zeros(part.shape[1], np.float64)
+    scratch = _scratch(part.shape[1], wide)
     for start in range(0, len(part), _BLOCK_ROWS):
-        block = part[start : start + _BLOCK_ROWS].astype(wide)
+        rows = part[start : start + _BLOCK_ROWS]
+        block = scratch[: len(rows)]
+        np.copyto(block, rows)
         total += np.add.reduce(block, axis=0)
         np.multiply(block, block, out=block)
         squares += np.add.reduce(block, axis=0)
@@ -115,6 +120,14 @@ def _fold(part: np.ndarray, num_channels: int) -> tuple[np.ndarray, np.ndarray, 
         part.min(axis=0).reshape(-1, num_channels).min(axis=0),
         part.max(axis=0).reshape(-1, num_channels).max(axis=0),
     )
+
+
+def _scratch(columns: int, wide: type[np.floating[Any]]) -> np.ndarray:
+    """A block ``[_BLOCK_ROWS, columns]`` that each thread keeps: touching fresh memory costs as much as the sums."""
+    held: np.ndarray | None = getattr(_LOCAL, "scratch", None)
+    if held is None or held.dtype != wide or held.size < _BLOCK_ROWS * columns:
+        held = _LOCAL.scratch = np.empty(_BLOCK_ROWS * columns, wide)
+    return held[: _BLOCK_ROWS * columns].reshape(_BLOCK_ROWS, columns)
 
 
 def _exact(sums: np.ndarray, part: np.ndarray) -> np.ndarray:

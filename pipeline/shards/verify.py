@@ -102,7 +102,7 @@ def _damaged_rows(location: str, record: ShardRecord, specs: tuple[ModalitySpec,
 def _damage(block: Block, row: int, specs: tuple[ModalitySpec, ...]) -> str | None:
     """The first column of a row that is not as written."""
     try:
-        block.check(row)
+        block.describe_checked(row)
         for spec in specs:
             block.copy_tokens(spec.name, row, np.empty((spec.num_tokens, spec.num_channels), spec.dtype), verify=True)
     except RowMismatchError as error:

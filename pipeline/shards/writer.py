@@ -68,11 +68,6 @@ class ShardWriter:
         check_row(row, self._specs)
         self._buffer.append(row)
         self._rows += 1
-        for spec in self._specs:
-            tokens = row.arrays.get(spec.name)
-            if tokens is not None:
-                sums = ChannelSums.of(tokens)
-                self._sums[spec.name] = self._sums[spec.name] + sums if spec.name in self._sums else sums
         if self._buffer.full:
             self._flush()
 
@@ -126,6 +121,8 @@ class ShardWriter:
             raise explain_os_error(error, join(self._folder, self.name)) from error
         self._batch_ends.append(self._sink.size_bytes)
         self._row_checksums.append(self._buffer.checksums)
+        for name, sums in self._buffer.sums().items():
+            self._sums[name] = self._sums[name] + sums if name in self._sums else sums
         self._buffer.clear()
 
     def _publish(self) -> None:

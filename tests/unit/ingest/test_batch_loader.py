@@ -148,3 +148,15 @@ def test_impossible_settings_are_named(dataset: str) -> None:
         IngestOptions(order="globl")
     with pytest.raises(UserError, match=r"ingest.threads=0"):
         IngestOptions(threads=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_pinned_batches_reach_the_device_unchanged(dataset: str) -> None:
+    reader = ShardReader(dataset, "train")
+    with BatchLoader(reader, order_of(reader), 8, pin_memory=True) as loader:
+        batch = next(loader)
+    assert batch.inputs["image"].is_pinned()
+    on_device = batch.inputs["image"].to("cuda", non_blocking=True)
+    torch.cuda.synchronize()
+    assert torch.equal(on_device.cpu(), batch.inputs["image"])
