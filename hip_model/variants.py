@@ -80,7 +80,7 @@ HIP_VARIANTS: dict[str, HiPConfig] = {
         32, groups=(16, 1, 16), latents=(128, 256, 128), channels=(128, 1024, 128), layers=(2, 18, 2), heads=(4, 32, 4)
     ),
     "hip_256": _HIP_256,
-    # The released decoder is narrower than the paper's; mirrored, the model has its 102.3 M parameters at 224 x 224 x 3.
+    # The released decoder is narrower than the paper's; mirrored, it has the paper's 102.3 M parameters at 224 x 224.
     "hip_256_paper": _HIP_256.replace(num_channels=(64, 96, 128, 256, 512, 1024, 512, 256, 128, 96, 64)),
     # Ours: trains in milliseconds on one core.
     "hip_nano": _hip(
