@@ -106,7 +106,7 @@ def write_piece(
     ]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     stream = io.BytesIO()
-    np.savez(stream, **joined)
+    np.savez(stream, allow_pickle=False, **joined)
     storage.write_atomic(_location(folder, start, stop), stream.getvalue())
 
 

@@ -116,7 +116,7 @@ def projection(
         _scatter(axes, points, kinds, label_names)
         axes.set_title(title, fontsize=9)
     if len(label_names) <= 20:
-        handles, names = np.atleast_1d(figure.axes)[0].get_legend_handles_labels()
+        handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=7)
     shown = f"{len(rows)} of {len(features)} examples."
     return Picture("projection", "Embeddings by label", png(figure), shown)

@@ -119,7 +119,7 @@ def per_class_roc_area(scores: FloatArray, targets: IntArray) -> FloatArray:
     """Area under the ROC curve of each class [classes]; NaN where all or none of the examples have it."""
     from sklearn.metrics import roc_auc_score
 
-    defined = targets.any(axis=0) & ~targets.all(axis=0)
+    defined = np.logical_and(targets.any(axis=0), ~targets.all(axis=0))
     return np.array(
         [
             roc_auc_score(targets[:, index], scores[:, index]) if defined[index] else np.nan

@@ -18,7 +18,7 @@ from pipeline.evaluate.derive import derive_shards
 from pipeline.evaluate.finetune import finetune
 from pipeline.evaluate.finetune_options import FinetuneOptions, TrainerOptions
 from pipeline.evaluate.options import EvaluateFigureOptions, EvaluateOptions, IntervalOptions, LimitOptions
-from pipeline.evaluate.paper_options import ExperimentOptions
+from pipeline.evaluate.paper_options import THROUGHPUT, ExperimentOptions
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.studies import STUDIES, Arm, Claim, Study, StudyScale
 from pipeline.seeding import derive_seed
@@ -59,8 +59,10 @@ def run_study(options: ExperimentOptions) -> str:
     """
     if options.threads > 0:
         torch.set_num_threads(options.threads)
-    study = STUDIES[options.study]
     folder = options.output or storage.join(options.storage, "experiments", f"{options.study}-{options.scale}")
+    if options.study == THROUGHPUT:
+        return _run_throughput(options, folder)
+    study = STUDIES[options.study]
     results = []
     for seed in options.seeds:
         for arm in study.arms:
@@ -71,8 +73,23 @@ def run_study(options: ExperimentOptions) -> str:
     return storage.join(folder, "table.md")
 
 
+def _run_throughput(options: ExperimentOptions, folder: str) -> str:
+    from pipeline.evaluate.throughput import measure_throughput, render_throughput
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    small = options.scale == "small"
+    models = ("hip_nano", "hip_micro", "io_mini") if small else ("hip_16", "hip_256", "perceiver_io_imagenet")
+    sides = (32, 64, 128) if small else (224, 384, 512, 1024, 2048)
+    found = measure_throughput(models, sides, options.batch_size or (1 if small else 8), device=device)
+    target = storage.join(folder, "table.md")
+    storage.write_atomic(storage.join(folder, "results.json"), json.dumps([asdict(e) for e in found]).encode())
+    storage.write_atomic(target, render_throughput(found, device).encode())
+    return target
+
+
 def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) -> ArmResult:
     """Pretrain (or build afresh), probe the frozen model, fine-tune it."""
+    assert options.shards is not None  # checked with the options
     shards = derive_shards(options.shards, storage.join(options.storage, "derived", _slug(str(arm.data))), arm.data)
     name, overrides = scale.models[arm.model]
     model = ModelOptions(name=name, overrides={**overrides, **arm.overrides})

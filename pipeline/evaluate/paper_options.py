@@ -9,13 +9,15 @@ from pipeline.evaluate.studies import STUDIES
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import at_least, one_of
 
+THROUGHPUT = "throughput"
+
 
 @dataclass(frozen=True)
 class ExperimentOptions:
     """One comparison of the paper on one dataset."""
 
     study: str  # which comparison
-    shards: str  # token shards with labels and a validation split
+    shards: str | None = None  # token shards with labels and a validation split; study=throughput needs none
     storage: str = "hip-runs"  # where runs, derived datasets and the table go
     output: str | None = None  # folder of the table; none: <storage>/experiments/<study>-<scale>
     scale: str = "small"  # small: hours on a CPU; full: the paper's size
@@ -30,9 +32,11 @@ class ExperimentOptions:
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:
-        one_of("study", self.study, STUDIES)
+        one_of("study", self.study, [*STUDIES, THROUGHPUT])
         one_of("scale", self.scale, ("small", "full"))
-        for arm in self.arms:
+        if self.study != THROUGHPUT and not self.shards:
+            raise UserError(f"study={self.study} needs shards=<token shards with labels>")
+        for arm in self.arms if self.study != THROUGHPUT else ():
             one_of("arms", arm, [known.name for known in STUDIES[self.study].arms])
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds={list(self.seeds)}: give one or more different whole numbers, such as [0,1,2]")

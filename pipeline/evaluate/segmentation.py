@@ -113,7 +113,8 @@ def _score(session: Session, head: DenseHead) -> tuple[IntArray, list[Picture]]:
     """Counts [images, true, predicted] and a picture of the first examples."""
     options, classes = session.options, len(session.label_names)
     count, reader = session.count(options.split), session.reader(options.split)
-    matrices, shown = [], []
+    matrices: list[np.ndarray] = []
+    shown: list[list[np.ndarray]] = []
     for first in range(0, count, options.embed.batch_size):
         batch = reader.read(np.arange(first, min(first + options.embed.batch_size, count)))
         predicted = _answers(session, head, batch)[:, : head.model.group_plan()[head.modality].num_tokens].argmax(-1)

@@ -62,7 +62,7 @@ _SMALL_NOTE = (
 _FULL_NOTE = "Needs the paper's data and an accelerator cluster; not run by us."
 _FULL = {"batch": 1024, "pretrain_epochs": 500.0, "finetune_epochs": 110.0, "pretrain_rate": 1.5e-4,
          "finetune_rate": 5e-4, "says_not": _FULL_NOTE}  # fmt: skip
-_SMALL = {"batch": 64, "pretrain_epochs": 12.0, "finetune_epochs": 12.0, "pretrain_rate": 4e-3, "finetune_rate": 4e-3,
+_SMALL = {"batch": 64, "pretrain_epochs": 16.0, "finetune_epochs": 12.0, "pretrain_rate": 1.2e-2, "finetune_rate": 8e-3,
           "says_not": _SMALL_NOTE}  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def _scales(
 
 
 _FOURIER = {"position": "fourier"}
-_MAIN = _scales({"main": ("hip_micro", {})}, {"main": ("hip_16", {})})
+_MAIN = _scales({"main": ("hip_nano", {})}, {"main": ("hip_16", {})})
 _SHUFFLED = Derivation(order="shuffled")
 
 STUDIES: dict[str, Study] = {
@@ -144,7 +144,7 @@ STUDIES: dict[str, Study] = {
             Claim("Perceiver IO, Fourier", "Perceiver IO, learned"),
         ),
         _scales(
-            {"main": ("hip_micro", {}), "perceiver_io": ("io_mini", {})},
+            {"main": ("hip_nano", {}), "perceiver_io": ("io_mini", {})},
             {"main": ("hip_16", {}), "perceiver_io": ("perceiver_io_imagenet", {})},
         ),
     ),
@@ -155,7 +155,7 @@ STUDIES: dict[str, Study] = {
             Arm("A + MAE", True, 41.3, data=Derivation(modalities=("audio",))),
         ),
         (Claim("A+V + MAE", "A + MAE"),),
-        _scales({"main": ("hip_micro", {})}, {"main": ("hip_256", {})}),
+        _scales({"main": ("hip_nano", {})}, {"main": ("hip_256", {})}),
     ),
     "modelnet": Study(
         "Point clouds in file order and shuffled (ModelNet40, HiP-16)",
