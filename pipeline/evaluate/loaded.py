@@ -48,7 +48,8 @@ class LoadedModel:
         """Blocks up to the processor, which is the last of them."""
         config = self.model.config
         groups = getattr(config, "num_groups", None)
-        return len(groups) // 2 + 1 if groups is not None else 1
+        # A Perceiver's levels are its iterations; Perceiver IO has one.
+        return len(groups) // 2 + 1 if groups is not None else getattr(config, "num_iterations", 1)
 
     def normalise(self, arrays: Mapping[str, np.ndarray]) -> dict[str, Tensor]:
         """Raw arrays [B, T, C] of the model's modalities, standardised on the model's device."""
