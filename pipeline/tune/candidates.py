@@ -8,12 +8,12 @@ from typing import Any
 
 from hip_model.accounting import activation_bytes, model_cost, optimizer_bytes
 from hip_model.budget import SolvedGeometry, solve_budget
-from hip_model.config import HiPConfig, PerceiverIOConfig
+from hip_model.config import HiPConfig
 from hip_model.errors import ConfigError
 from hip_model.geometry import GeometryDials, named_dials
 from hip_model.masking import MaskConfig
 from hip_model.modality import Modality
-from hip_model.variants import model_config
+from hip_model.variants import ModelConfig, model_config
 from pipeline.errors import UserError
 from pipeline.train.options import ModelOptions, PretrainOptions
 from pipeline.tune.options import TuneOptions
@@ -23,7 +23,7 @@ GIB = 2**30
 UNITS = {"parameters": "parameters", "flops": "training FLOPs a sample", "step_time": "seconds a step"}
 
 # Seconds of one training step of a config, measured where trials will run.
-StepTimer = Callable[[HiPConfig | PerceiverIOConfig, PretrainOptions], float]
+StepTimer = Callable[[ModelConfig, PretrainOptions], float]
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class CandidateFactory:
             return search.budget_target
         return self._cost(self._base, plain_pretrain_options(self._options))
 
-    def _cost(self, config: HiPConfig | PerceiverIOConfig, options: PretrainOptions) -> float:
+    def _cost(self, config: ModelConfig, options: PretrainOptions) -> float:
         """What ``search.budget`` counts."""
         if self._options.search.budget == "step_time":
             assert self._step_timer is not None
@@ -192,7 +192,7 @@ class CandidateFactory:
             f"the nearest takes {best.cost:.4g}"
         )
 
-    def _costs(self, config: HiPConfig | PerceiverIOConfig, options: PretrainOptions, solved: float | None) -> Costs:
+    def _costs(self, config: ModelConfig, options: PretrainOptions, solved: float | None) -> Costs:
         cost = model_cost(config, self._modalities, mask=mask_of(options))
         seconds = solved if self._options.search.budget == "step_time" else None
         memory = memory_bytes(config, self._modalities, options)
@@ -218,9 +218,7 @@ def training_options(options: PretrainOptions, candidate: Candidate) -> Pretrain
     return replace(options, run=replace(options.run, name=candidate.name))
 
 
-def memory_bytes(
-    config: HiPConfig | PerceiverIOConfig, modalities: Sequence[Modality], options: PretrainOptions
-) -> int:
+def memory_bytes(config: ModelConfig, modalities: Sequence[Modality], options: PretrainOptions) -> int:
     """Estimate of what one worker holds: weights, gradients, optimizer state and the activations of its micro-batch."""
     workers = max(1, options.scale.workers)
     mixed = options.engine.precision != "fp32"

@@ -28,6 +28,7 @@ from pipeline.tune.candidates import (
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.sampling import new_study
 from pipeline.tune.space import Space, build_space
+from pipeline.tune.timing import timer_in_process
 
 SEARCH = "search.json"
 _DRY_RUN_CANDIDATES = 8
@@ -47,8 +48,11 @@ class PreparedSearch:
     folder: str
     description: dict[str, Any]  # what decides its outcome, by dotted key
     space: Space
-    modalities: tuple[Modality, ...]
-    num_examples: int
+    manifest: Manifest
+
+    @property
+    def modalities(self) -> tuple[Modality, ...]:
+        return tuple(modalities_of(self.manifest))
 
     def factory(self, step_timer: StepTimer | None = None) -> CandidateFactory:
         """What turns draws into candidates. Measures the budget's model where the budget is a time."""
@@ -57,12 +61,12 @@ class PreparedSearch:
     def total_steps(self, candidate: Candidate) -> int:
         """Optimizer steps of a candidate that trains to its end."""
         trained = training_options(self.options, candidate)
-        return trained.duration.total_steps(self.num_examples, trained.batch.global_size)
+        return trained.duration.total_steps(self.manifest.num_examples(TRAIN), trained.batch.global_size)
 
     @property
     def base_steps(self) -> int:
         """Steps of a trial whose length is not searched."""
-        return self.options.duration.total_steps(self.num_examples, self.options.batch.global_size)
+        return self.options.duration.total_steps(self.manifest.num_examples(TRAIN), self.options.batch.global_size)
 
     def claim(self) -> bool:
         """Write ``search.json``, or check that the one there is of the same search; true when it goes on with one.
@@ -97,7 +101,7 @@ class PreparedSearch:
     def preview(self) -> str:
         """The plan in words, with some candidates drawn as the search would."""
         search = self.options.search
-        factory = self.factory()
+        factory = self.factory(timer_in_process(self.manifest))
         lines = [f"search     {self.name} in {self.folder}", f"space      {', '.join(self.space.domains) or 'fixed'}"]
         if factory.target is not None:
             lines.append(
@@ -131,8 +135,7 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
     name = options.search.name or f"search-{digest[:8]}"
     base = str(local_path(options.storage)) if is_local(options.storage) else options.storage
-    modalities = tuple(modalities_of(manifest))
-    return PreparedSearch(options, name, join(base, name), description, space, modalities, manifest.num_examples(TRAIN))
+    return PreparedSearch(options, name, join(base, name), description, space, manifest)
 
 
 def _describe(options: TuneOptions, space: Space, fingerprint: str) -> dict[str, Any]:

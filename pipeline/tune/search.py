@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from hip_model.accounting import count_parameters
+from hip_model.variants import model_config
 from pipeline.errors import Interrupted, UserError, nearest
+from pipeline.evaluate.figures import Picture
 from pipeline.ray_session import ray_session
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import join
 from pipeline.train.checks import check_options
-from pipeline.tune.candidates import Candidate, CandidateFactory, plain_pretrain_options
+from pipeline.tune.candidates import Candidate, plain_pretrain_options
 from pipeline.tune.options import TuneOptions
-from pipeline.tune.prepared import PreparedSearch, prepare
+from pipeline.tune.prepared import PreparedSearch, example_tokens, prepare
 from pipeline.tune.report import pretrain_command, write_search_report
 from pipeline.tune.results import FAILED, FINISHED, REJECTED, STOPPED, UNFINISHED, SearchResult, TrialResult, best_trial
+from pipeline.tune.scaling import fit_power_law, points_of, scaling_picture
 from pipeline.tune.tracked import close_parent, label_trials, open_parent
 
 if TYPE_CHECKING:
@@ -39,14 +44,15 @@ def run_search(options: TuneOptions) -> SearchResult:
     if options.dry_run:
         print(prepared.preview())
         return SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
-    factory = prepared.factory()  # before anything is written: an impossible budget claims no name
+    if search.budget != "step_time":
+        prepared.factory()  # before anything is written: an impossible budget claims no name
     prepared.claim()
     tracker = open_parent(options, prepared.name, prepared.folder, prepared.description)
     status, result = "FAILED", SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
     try:
         result = replace(result, tracking_run_id=tracker.run_id)
-        trials = _run_trials(prepared, factory, result.tracking_run_id)
-        result = _with_report(prepared, factory, replace(result, trials=tuple(trials)))
+        trials, target = _run_trials(prepared, result.tracking_run_id)
+        result = _with_report(prepared, target, replace(result, trials=tuple(trials)))
         status = "KILLED" if result.count(UNFINISHED) else "FINISHED" if result.best else "FAILED"
     finally:
         label_trials(
@@ -57,13 +63,16 @@ def run_search(options: TuneOptions) -> SearchResult:
     return result
 
 
-def _run_trials(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: str | None) -> list[TrialResult]:
-    with ray_session(prepared.options.ray):
+def _run_trials(prepared: PreparedSearch, parent_run_id: str | None) -> tuple[list[TrialResult], float | None]:
+    """Results of all candidates, and the cost they were solved to."""
+    with ray_session(getattr(prepared.options, "ray", None)):
         from pipeline.tune.driver import drive
         from pipeline.tune.searcher import CandidateLog
+        from pipeline.tune.timing import timer_on_workers
 
+        factory = prepared.factory(timer_on_workers(prepared.manifest))
         grid = drive(prepared, factory, parent_run_id)
-        return collect(prepared, grid, CandidateLog(prepared.folder).candidates)
+        return collect(prepared, grid, CandidateLog(prepared.folder).candidates), factory.target
 
 
 def collect(prepared: PreparedSearch, grid: ResultGrid, candidates: list[Candidate]) -> list[TrialResult]:
@@ -114,12 +123,34 @@ def _curve(found: Result | None, metric: str) -> tuple[tuple[int, float], ...]:
     return tuple((int(step), float(value)) for step, value in last.itertuples(index=False) if math.isfinite(value))
 
 
-def _with_report(prepared: PreparedSearch, factory: CandidateFactory, result: SearchResult) -> SearchResult:
+def _with_report(prepared: PreparedSearch, target: float | None, result: SearchResult) -> SearchResult:
     best = best_trial(result.trials, result.mode)
     command = pretrain_command(prepared.options, best) if best is not None else None
     result = replace(result, command=command)
-    page = write_search_report(prepared.options, result, factory.target, notes=())
+    notes, pictures = _scaling(prepared, result.trials)
+    page = write_search_report(prepared.options, result, target, notes, pictures)
     return replace(result, report=page)
+
+
+def _scaling(prepared: PreparedSearch, trials: Sequence[TrialResult]) -> tuple[list[str], list[Picture]]:
+    """A power law, where the search varied both size and length."""
+    if not any(key.startswith("duration.") for key in prepared.space.domains):
+        return [], []
+    tokens = example_tokens(prepared.modalities)
+    points = points_of(trials, tokens * prepared.options.batch.global_size)
+    law = fit_power_law(points, prepared.options.seed)
+    if law is None:
+        return [f"No scaling law: {len(points)} finished trials are too few or vary too little."], []
+    notes = [law.sentence()]
+    parameters = count_parameters(model_config("hip_256"), prepared.modalities)
+    longest = max(point.tokens for point in points)
+    for factor in (1, 10, 100):
+        expected, low, high = law.predict(parameters, factor * longest)
+        notes.append(
+            f"HiP-256 ({parameters / 1e6:.1f} M parameters) after {factor * longest:.3g} tokens: "
+            f"loss {expected:.4g} (90 %: {low:.4g} to {high:.4g}). An extrapolation."
+        )
+    return notes, [scaling_picture(points, law, prepared.options.search.metric)]
 
 
 def _raise_if_useless(options: TuneOptions, result: SearchResult) -> None:
