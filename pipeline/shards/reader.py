@@ -92,9 +92,8 @@ class ShardReader:
         described: list[Description] = [(b"", "", 0.0, ())] * count
         shards = np.searchsorted(self._first_rows, wanted, side="right") - 1
         rows = wanted - self._first_rows[shards]
-        places = list(zip(shards.tolist(), rows.tolist(), strict=True))
         for slot in np.argsort(wanted, kind="stable").tolist():  # ascending, so that the disk reads forward
-            described[slot] = self._read_row(*places[slot], slot, arrays, present)
+            described[slot] = self._read_row(int(shards[slot]), int(rows[slot]), slot, arrays, present)
             ids[slot] = int.from_bytes(described[slot][0][:8], "little", signed=True)
         return Batch(
             arrays,

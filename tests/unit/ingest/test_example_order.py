@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
@@ -28,17 +28,20 @@ def orders(draw: st.DrawFn) -> ExampleOrder:
     return ExampleOrder(int(bounds[-1]), draw(SEEDS), draw(st.text(max_size=8)), kind, bounds, window)
 
 
+@settings(deadline=None)
 @given(size=st.integers(1, 3000), seed=SEEDS)
 def test_a_permutation_is_a_bijection(size: int, seed: int) -> None:
     assert np.array_equal(np.sort(Permutation(size, seed)(np.arange(size))), np.arange(size))
 
 
+@settings(deadline=None)
 @given(order=orders(), epoch=st.integers(0, 10**6))
 def test_every_epoch_holds_every_example_once(order: ExampleOrder, epoch: int) -> None:
     examples = order.indices(epoch * order.num_examples, order.num_examples)
     assert np.array_equal(np.sort(examples), np.arange(order.num_examples))
 
 
+@settings(deadline=None)
 @given(order=orders(), start=st.integers(0, 10**9), count=st.integers(0, 200), cut=st.integers(0, 200))
 def test_any_part_of_the_stream_is_the_same_however_it_is_cut(
     order: ExampleOrder, start: int, count: int, cut: int
@@ -51,6 +54,7 @@ def test_any_part_of_the_stream_is_the_same_however_it_is_cut(
     ]
 
 
+@settings(deadline=None)
 @given(order=orders(), start=st.integers(0, 10**6), count=st.integers(1, 64), world_size=st.integers(1, 9))
 def test_ranks_together_read_the_global_batch(order: ExampleOrder, start: int, count: int, world_size: int) -> None:
     slices = [rank_slice(start, count, rank, world_size) for rank in range(world_size)]
@@ -60,6 +64,7 @@ def test_ranks_together_read_the_global_batch(order: ExampleOrder, start: int, c
     assert max(sizes) - min(sizes) <= 1
 
 
+@settings(deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=20), window=st.integers(1, 8), epoch=st.integers(0, 99))
 def test_a_window_of_blocks_is_finished_before_the_next_begins(sizes: list[int], window: int, epoch: int) -> None:
     bounds = np.cumsum([0, *sizes])
