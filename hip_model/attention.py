@@ -110,7 +110,7 @@ class CrossAttention(nn.Module):
         self.skip = Linear(skip_channels, query_channels) if needs_map and skip_channels else None
 
     def forward(self, queries: Tensor, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None) -> Tensor:
-        """``queries [B or 1, G, N, D]`` over ``keys``, which cover the groups in order; ``skip [B, G, N, D']`` is added.
+        """``queries [B or 1, G, N, D]`` over ``keys``, which cover the groups in order, plus ``skip [B, G, N, D']``.
 
         Returns ``[B, G, N, D]``.
         """
@@ -129,7 +129,7 @@ class CrossAttention(nn.Module):
         projected = self.query(queries)
         if form == "folded_into_queries":
             folded, constant = self.key(projected, transposed=True)
-            # The same for all scores of a query, so it drops out of the softmax; zero times it keeps the bias's gradient.
+            # Equal for all scores of a query, so it drops out of the softmax; zero times it keeps the bias's gradient.
             projected = folded + 0.0 * constant.unsqueeze(-1)
             return self.output(self._by_part(self._attend_folded_into_queries, projected, keys))
         return self.output(self._by_part(self._attend_plainly, projected, keys))
@@ -170,7 +170,7 @@ class CrossAttention(nn.Module):
         return grouped_attention(projected, self.key(values), self.value(values), self.heads, keys.bias)
 
     def _attend_folded_into_queries(self, projected: Tensor, part: Keys | LazyKeys) -> Tensor:
-        """Keys and values are the normed tokens themselves: ``q . W_k y = (q W_k) . y``, ``sum p W_v y = W_v sum p y``."""
+        """Keys and values are the normed tokens: ``q . W_k y = (q W_k) . y`` and ``sum p W_v y = W_v sum p y``."""
         keys = part.build()
         values = self.key_norm(keys.values)
         result = self.value(grouped_attention(projected, values, values, 1, keys.bias))

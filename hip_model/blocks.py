@@ -12,7 +12,7 @@ from hip_model.init import Table
 
 
 class Block(nn.Module):
-    """Cross-attention onto ``num_groups * num_latents`` learned latents, then self-attention layers (HiP paper, figure 2)."""
+    """Cross-attention onto learned latents, then self-attention layers (HiP paper, figure 2)."""
 
     def __init__(
         self,
@@ -50,6 +50,10 @@ class Block(nn.Module):
         for layer in self.self_attention:
             latents = layer(latents)
         return latents
+
+    def layers(self) -> list[SelfAttention]:
+        """The self-attention layers, in order."""
+        return [layer for layer in self.self_attention if isinstance(layer, SelfAttention)]
 
     def _queries(self, batch: int) -> Tensor:
         """The latents ``[1, G, N, D]``, or in training a random subset per example and group ``[B, G, n, D]``."""

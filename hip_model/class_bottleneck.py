@@ -1,4 +1,4 @@
-"""HiP whose labels skip the hierarchy: they enter and leave at the processor (``HiPClassBottleneck`` of the release)."""
+"""HiP whose labels skip the hierarchy: they enter and leave at the processor (the release's ``HiPClassBottleneck``)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClassBottleneckHiP(HiP):
     """A HiP over ``modalities`` with ``labels`` that join the processor's input and are answered from its output.
 
     Labels are dense arrays such as one-hot rows ``[B, 1, classes]``; the model has no softmax and no cross-entropy.
-    In a selection, labels are single groups of all their tokens; a label it does not name is visible and answered whole.
+    In a selection a label is one group of all its tokens; a label it does not name is visible and answered whole.
 
     Raises:
         ConfigError: modalities, labels and config do not fit together.

@@ -206,13 +206,13 @@ class HiPConfig(_Shared):
         latents = list(self.num_latents)
         latents[self.processor] = processor_latents
         for block in range(1, self.num_blocks):
-            items = self.num_groups[block - 1] * latents[block - 1]
-            if items % self.num_groups[block]:
-                groups = self.num_groups[block]
+            groups, items = self.num_groups[block], self.num_groups[block - 1] * latents[block - 1]
+            if items % groups:
+                fitting = sorted({max(groups, items // groups * groups), -(-items // groups) * groups})
                 raise ConfigError(
-                    f"block {block}: {self.num_groups[block - 1]} groups of {latents[block - 1]} latents are {items} items, "
-                    f"which {groups} groups cannot share; use a multiple of {groups}, such as "
-                    f"{max(groups, items // groups * groups)} or {-(-items // groups) * groups}"
+                    f"block {block}: {self.num_groups[block - 1]} groups of {latents[block - 1]} latents are {items} "
+                    f"items, which {groups} groups cannot share; use a multiple of {groups}, "
+                    f"such as {' or '.join(map(str, fitting))}"
                 )
 
     def _check_heads(self) -> None:

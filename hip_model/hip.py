@@ -35,7 +35,7 @@ class HiP(TokenModel):
     def forward(self, inputs: Mapping[str, Tensor], selection: TokenSelection | None = None) -> ModelOutput:
         """Reconstruct every token, or with a ``selection`` its queries from its visible tokens.
 
-        ``inputs[name]`` is ``[B, tokens, channels]``. Rows of the reconstruction that belong to empty query slots are arbitrary.
+        ``inputs[name]`` is ``[B, tokens, channels]``. Reconstruction rows of empty query slots are arbitrary.
 
         Raises:
             InputError: inputs that do not fit the modalities.
@@ -48,6 +48,10 @@ class HiP(TokenModel):
         """Outputs ``[B, G, N, D]`` of the blocks up to and including the processor, for probes and embeddings."""
         keys = self._token_keys(inputs, self.group_codes(), selection)
         return self._levels(keys, self.config.processor + 1)
+
+    def levels(self) -> list[Block]:
+        """The blocks, in order."""
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def _token_keys(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None

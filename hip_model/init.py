@@ -36,9 +36,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor, *, transposed: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
         """``[..., in] -> [..., out]``.
 
-        ``transposed``: what scores need when ``x [..., out]`` meets this layer's output, ``x . (W y + b) = (x W) . y + x . b``:
-        ``x W [..., in]`` and ``x . b [...]``. It lives here because sharded training gathers a weight only for the forward
-        of its own module.
+        ``transposed``: the two parts of a score in which ``x [..., out]`` meets this layer's output,
+        ``x . (W y + b) = (x W) . y + x . b``: ``x W [..., in]`` and ``x . b [...]``. It lives here because sharded
+        training gathers a weight only for the forward of its own module.
         """
         if not transposed:
             return super().forward(x)

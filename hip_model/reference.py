@@ -101,11 +101,13 @@ def _modules(model: TokenModel) -> Iterator[tuple[str, nn.Module]]:
     for index, projection in enumerate(model.position_projections):
         yield f"position_encoder/position_encoding_linear{_suffix(index)}", projection
     with_labels = isinstance(model, ClassBottleneckHiP)
-    blocks = model.blocks if isinstance(model, HiP) else [model.block] if isinstance(model, PerceiverIO) else []
+    blocks = model.levels() if isinstance(model, HiP) else [model.block] if isinstance(model, PerceiverIO) else []
     for index, block in enumerate(blocks):
         yield from _block_modules(f"{'perceiver_' if with_labels else ''}block_{index}", block)
     # The label head is built first, so the ordinary one gets the number.
-    yield from _named(f"reconstruction_head{'_1' if with_labels else ''}/hi_p_cross_attention", model.head, _CROSS)
+    yield from _named(
+        f"reconstruction_head{'_1' if with_labels else ''}/hi_p_cross_attention", model.get_submodule("head"), _CROSS
+    )
     if isinstance(model, ClassBottleneckHiP):
         yield from _label_modules(model)
 
@@ -129,7 +131,7 @@ def _label_modules(model: ClassBottleneckHiP) -> Iterator[tuple[str, nn.Module]]
 def _named(path: str, module: nn.Module, names: Mapping[str, str]) -> Iterator[tuple[str, nn.Module]]:
     present = dict(module.named_modules())
     for ours, theirs in names.items():
-        if present.get(ours) is not None:
+        if ours in present:
             yield f"{path}/{theirs}", present[ours]
 
 

@@ -65,8 +65,8 @@ class GroupRun:
     def keys(self, raw: Tensor, embed: Callable[[Tensor], Tensor], mask_padding: bool, has_empty_slots: bool) -> Keys:
         """The run's tokens, ``raw [B, g, l, C]`` embedded and positioned, as keys of its groups.
 
-        Padding is attended to as zero vectors, as in the original, unless ``mask_padding``. All padding of a group is the
-        same key, so one zero vector with ``+ log n`` stands for ``n`` of them.
+        Padding is attended to as zero vectors, as in the original, unless ``mask_padding``. A group's padding is all
+        the same key, so one zero vector with ``+ log n`` stands for ``n`` of them.
         """
         if self.slots is None:
             return self._all_keys(embed(raw) + self.code, mask_padding)
@@ -105,7 +105,7 @@ class GroupRun:
         return torch.tensor(scores, device=tokens.device).view(1, -1, 1, 1)
 
     def _rows(self) -> tuple[Tensor, Tensor]:
-        """Row of each slot in the run's flattened tokens (0 for empty slots), and which are empty: ``[B or 1, g, s]``."""
+        """Row of each slot in the run's flattened tokens (0 if empty), and which are empty: ``[B or 1, g, s]``."""
         assert self.slots is not None
         groups, group_tokens = self.code.shape[:2]
         first = torch.arange(groups, device=self.slots.device).view(1, -1, 1) * group_tokens
@@ -140,7 +140,7 @@ def raw_runs(raw: Tensor, groups: ModalityGroups, size: int) -> Sequence[Tensor]
 
 
 def run_groups(batch: int, groups: ModalityGroups, device: torch.device) -> int:
-    """Groups of a modality worked on at once; all of them where the input is small or a compiler plans memory itself."""
+    """Groups of a modality worked on at once; all of them if the input is small or a compiler plans memory."""
     threshold, run_tokens = _CPU_RUNS if device.type == "cpu" else _DEVICE_RUNS
     if torch.compiler.is_compiling() or batch * groups.num_tokens <= threshold:
         return groups.groups

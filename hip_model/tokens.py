@@ -105,7 +105,7 @@ class TokenModel(nn.Module):
         codes: Mapping[str, Tensor],
         selection: TokenSelection | None,
     ) -> dict[str, Tensor]:
-        """Position queries answered from ``latents``, whose groups are the tokens' groups, or one for all: ``[B, n, C]``."""
+        """Position queries answered from ``latents``, whose groups are the tokens' or one for all: ``[B, n, C]``."""
         result = {}
         for part in self._plan.modalities:
             own = latents[:, part.offset : part.offset + part.groups]

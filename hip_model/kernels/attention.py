@@ -15,7 +15,7 @@ _WIDEST_FUSED_HEAD = 256
 def grouped_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
     """Attention within each group, scores over ``sqrt`` of the head width.
 
-    ``query [B or 1, G, N, A]``, ``key [B, G, M, A]``, ``value [B, G, M, V]``, ``bias`` broadcasting to ``[B, G, N, M]``;
+    ``query [B or 1, G, N, A]``, ``key [B, G, M, A]``, ``value [B, G, M, V]``, ``bias`` broadcasts to ``[B, G, N, M]``;
     returns ``[B, G, N, V]``, zeros where ``bias`` hides every key.
     """
     batch, groups = max(query.shape[0], key.shape[0]), query.shape[1]
@@ -56,11 +56,16 @@ def any_key(bias: Tensor) -> Tensor:
     return (bias > HIDDEN_SCORE / 2).any(dim=-1, keepdim=True)
 
 
+def explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """``softmax(query key' / sqrt(width) + mask) value`` in the inputs' own precision."""
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    scores = scores if mask is None else scores + mask
+    return scores.softmax(dim=-1).to(value.dtype) @ value
+
+
 def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     if query.is_cuda and query.shape[-1] > _WIDEST_FUSED_HEAD:
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
-        scores = scores if mask is None else scores + mask
-        return scores.softmax(dim=-1).to(value.dtype) @ value
+        return explicit_attention(query, key, value, mask)
     return scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 

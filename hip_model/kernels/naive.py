@@ -1,6 +1,6 @@
 """HiP computed the long way: every step as the paper states it, every padding slot and every masked token in place.
 
-Nothing here is fast and nothing is used by the models. It is what the fast paths are compared with, forward and backward.
+Nothing here is fast and nothing is used by the models. The fast paths are compared with it, forward and backward.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def naive_forward(model: HiP, inputs: Mapping[str, Tensor], selection: TokenSele
     outputs: list[Tensor] = []
     below = naive_group(embedded, plan)
     last = model.config.num_blocks - 1
-    for index, block in enumerate(model.blocks):
+    for index, block in enumerate(model.levels()):
         if index > 0:
             below = regroup(outputs[-1], model.config.num_groups[index], model.config.regroup)
         skip = outputs[last - index] if index > model.config.processor else None
-        latents = block.latents.weight.view(1, block.num_groups, block.num_latents, -1).expand(batch, -1, -1, -1)
+        latents = block.latents.weight.unflatten(0, (block.num_groups, -1)).expand(batch, -1, -1, -1)
         latents = naive_cross_attention(block.cross_attention, latents, below, skip, may_look if index == 0 else None)
-        for layer in block.self_attention:
+        for layer in block.layers():
             latents = naive_self_attention(layer, latents)
         outputs.append(latents)
     queries = naive_group({name: code.expand(batch, -1, -1) for name, code in codes.items()}, plan)
@@ -68,7 +68,7 @@ def naive_ungroup(grouped: Tensor, plan: GroupPlan) -> dict[str, Tensor]:
 def naive_cross_attention(
     layer: CrossAttention, queries: Tensor, keys: Tensor, skip: Tensor | None = None, may_look: Tensor | None = None
 ) -> Tensor:
-    """One cross-attention layer, ``queries [B, G, N, D]`` over ``keys [B, G, M, C]``; ``may_look [B, G, N or 1, M]``."""
+    """One layer, ``queries [B, G, N, D]`` over ``keys [B, G, M, C]``; ``may_look [B, G, N or 1, M]``."""
     if skip is not None:
         queries = queries + (skip if layer.skip is None else layer.skip(skip))
     attended = _naive_attention(layer, layer.query_norm(queries), layer.key_norm(keys), may_look)
@@ -111,7 +111,7 @@ def _naive_attention(
 
 
 def _may_look(plan: GroupPlan, selection: TokenSelection | None, batch: int, mask_padding: bool) -> Tensor:
-    """Which slots of every group block 0 may look at: ``[B, G, 1, L]``; padding counts as visible unless it is masked."""
+    """Slots that block 0 may look at, ``[B, G, 1, L]``; padding counts as visible unless it is masked."""
     visible = torch.zeros(batch, plan.num_groups, plan.group_length, dtype=torch.bool)
     for part in plan.modalities:
         shown = torch.zeros(batch, part.groups * part.group_tokens + 1, dtype=torch.bool)

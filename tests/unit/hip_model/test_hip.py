@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hip_model import HiP, HiPConfig, InputError, Modality, TokenSelection, build_model
+from hip_model import ConfigError, HiP, HiPConfig, InputError, Modality, TokenSelection, build_model
 from hip_model.grouping import GroupPlan, plan_groups
 from hip_model.kernels.naive import naive_forward
 from hip_model.selection import EMPTY_SLOT
+from hip_model.token_runs import run_groups
 
 MODALITIES = [Modality("video", 101, 3), Modality("audio", 64, 2), Modality("lidar", 7, 4)]
 
@@ -263,6 +264,46 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
         gradients.append([parameter.grad for parameter in model.parameters()])
     for found, expected in zip(*gradients, strict=True):
         torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("ratio", [None, 0.3])
+def test_a_large_input_is_worked_through_in_runs_of_groups(
+    ratio: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hip_model.token_runs._CPU_RUNS", (1, 40))
+    model = randomised(HiP(small_config(), MODALITIES)).eval()
+    plan = model.group_plan()
+    assert [run_groups(2, part, torch.device("cpu")) for part in plan.modalities] == [1, 1, 1]
+    inputs = random_inputs(MODALITIES)
+    assert_same(model, inputs, None if ratio is None else random_selection(plan, 2, ratio, seed=4))
+    monkeypatch.setattr("hip_model.token_runs._CPU_RUNS", (1, 160))
+    assert run_groups(2, plan["video"], torch.device("cpu")) == 2
+    assert_same(model, inputs, None if ratio is None else random_selection(plan, 2, ratio, seed=4, shared_groups=True))
+
+
+def test_masked_gradients_are_the_same_bits_every_time() -> None:
+    model = randomised(HiP(small_config(), MODALITIES)).eval()
+    selection = random_selection(model.group_plan(), 2, 0.3, seed=4)
+    runs = []
+    for _ in range(2):
+        model.zero_grad()
+        sum(
+            answer.square().sum() for answer in model(random_inputs(MODALITIES), selection).reconstruction.values()
+        ).backward()
+        runs.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["fourier", "mixed"])
+def test_fourier_positions_for_all_or_some_modalities(kind: str) -> None:
+    modalities = [Modality("image", 48, 3, shape=(6, 8)), Modality("audio", 20, 1, shape=(20,))]
+    position = "fourier" if kind == "fourier" else {"image": "fourier", "audio": "learned"}
+    model = randomised(HiP(small_config(position=position, fourier_bands=4), modalities)).eval()
+    assert_same(model, random_inputs(modalities), random_selection(model.group_plan(), 2, 0.3, seed=1))
+    assert "positions.image.project.weight" in model.state_dict()
+    assert ("positions.audio.weight" in model.state_dict()) == (kind == "mixed")
+    with pytest.raises(ConfigError, match="'points' has no shape; Fourier positions need its axes"):
+        HiP(small_config(position="fourier"), [Modality("points", 30, 3)])
 
 
 def test_processor_latents_are_drawn_in_training_and_all_used_in_evaluation() -> None:
