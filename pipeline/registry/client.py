@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InfrastructureError, UserError, nearest
@@ -56,10 +58,17 @@ def version_by_reference(client: Any, name: str, reference: str) -> Any:
     raise UserError(f"model {name!r} has no {what} {reference!r}; {nearest(reference, choices)}")
 
 
-def download(uri: str, source: str, target: str | None = None) -> str:
-    """The local folder with a model's artifacts: itself when it is on this machine, else a copy below ``target``."""
+def local_artifacts(uri: str, source: str, cached: Path) -> Path:
+    """A model's artifacts: themselves on this machine, else a copy at ``cached``."""
     from mlflow.artifacts import download_artifacts
 
-    if target is not None:
-        os.makedirs(target, exist_ok=True)  # noqa: PTH103
-    return str(download_artifacts(artifact_uri=source, dst_path=target, tracking_uri=uri))
+    if source.startswith(("/", "file:")):
+        return Path("/" + source.removeprefix("file:").lstrip("/"))
+    if cached.is_dir():
+        return cached
+    cached.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".download_") as temporary:
+        copy = Path(download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=uri))
+        with contextlib.suppress(OSError):  # another process was faster; its copy is as good
+            copy.replace(cached)
+    return cached

@@ -75,5 +75,5 @@ def _read(location: str, weights: str) -> Evaluation | None:
         if subject.get("weights") != weights:
             return None
         return Evaluation.from_dict({**report, "dataset": subject.get("fingerprint", subject.get("shards", ""))})
-    except (UserError, ValueError, KeyError, AttributeError):
+    except (UserError, ValueError, KeyError, AttributeError, TypeError):
         return None  # another release's report, or one being written

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError, nearest
-from pipeline.registry.client import connect, download, version_by_reference
+from pipeline.registry.client import connect, local_artifacts, version_by_reference
 from pipeline.registry.safety import refuse_foreign
 from pipeline.storage import exists, is_local, join, list_files, local_path, read_bytes, redact, resolve, write_atomic
 from pipeline.tracking.options import TrackingOptions
@@ -70,13 +70,8 @@ def fetch_registered(spec: str, storage: str, tracking: TrackingOptions) -> tupl
     server = connect(tracking, storage)
     version = version_by_reference(server.client, match["name"], match["alias"] or match["version"])
     source = server.client.get_model_version_download_uri(version.name, version.version)
-    if is_local(source):
-        package = local_path(source)
-    else:
-        key = hashlib.sha256(f"{redact(server.uri)} {source} {version.creation_timestamp}".encode()).hexdigest()[:16]
-        package = _cache() / "registered" / key
-        if not (package / "MLmodel").is_file():
-            package = Path(download(server.uri, source, str(package)))
+    key = hashlib.sha256(f"{redact(server.uri)} {source} {version.creation_timestamp}".encode()).hexdigest()[:16]
+    package = local_artifacts(server.uri, source, _cache() / "registered" / key)
     if not (package / "MLmodel").is_file():
         raise UserError(
             f"{spec} (version {version.version}) points at {redact(source)}, where there is no model any more"

@@ -19,6 +19,13 @@ logger = logging.getLogger(__name__)
 KEY_TAG = "hip.key"
 OWNER_TAG = "hip.owner"
 _METRICS_PER_BATCH = 1000
+_MLFLOW_SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",  # its own patience is minutes; ours is the spool
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "15",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _ENTRIES_PER_BATCH = 100
 
 
@@ -30,10 +37,8 @@ class Server:
     """
 
     def __init__(self, uri: str, experiment: str, storage: str) -> None:
-        # MLflow's own patience is minutes; ours is the spool.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        for name, value in _MLFLOW_SETTINGS.items():
+            os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
         for chatty in ("alembic", "mlflow.store.db.utils"):  # a line per table on first use
