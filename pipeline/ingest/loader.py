@@ -13,7 +13,7 @@ import torch
 
 from pipeline.errors import UserError
 from pipeline.ingest.options import IngestOptions
-from pipeline.ingest.order import ExampleOrder, rank_slice
+from pipeline.ingest.order import ExampleOrder
 from pipeline.shards.reader import ShardReader
 
 
@@ -36,23 +36,13 @@ class LoadedBatch:
     wait_seconds: float
 
 
-@dataclass(frozen=True)
-class _Slice:
-    """Stream positions of one worker's batch."""
-
-    start: int
-    count: int
-    examples_consumed: int
-
-
 class BatchLoader:
     """Iterates the global batches of ``order`` from position ``start_examples``, endlessly or up to ``end_examples``.
 
-    Rank ``r`` of ``world_size`` gets a contiguous slice of each global batch; slices may differ by one example, so
-    any number of workers reads the same global batches. With ``end_examples`` the last global batch is short, and a
-    rank's slice of it may be empty. Memory: ``options.prefetch_batches + 1`` slices, beside the one in the caller's
-    hands. An error in a thread is raised by the ``next`` that would have returned its batch. Close it, or use it as
-    a context manager.
+    Rank ``r`` of ``world_size`` gets its part of each global batch; parts may differ by one example, so any number of
+    workers reads the same global batches. With ``end_examples`` the last global batch is short, and a part of it may be
+    empty. Memory: ``options.prefetch_batches + 1`` parts, beside the one in the caller's hands. An error in a thread is
+    raised by the ``next`` that would have returned its batch. Close it, or use it as a context manager.
 
     Raises:
         UserError: fewer examples in a global batch than workers, or a position that is not one.
@@ -82,7 +72,8 @@ class BatchLoader:
         self._reader = reader
         self._order = order
         self._pin_memory = pin_memory
-        self._slices = _slices(global_batch_size, rank, world_size, start_examples, end_examples)
+        self._worker = (rank, world_size)
+        self._batches = _global_batches(global_batch_size, start_examples, end_examples)
         self._options = options or IngestOptions()
         self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="ingest")
         self._pending: deque[Future[LoadedBatch]] = deque()
@@ -129,39 +120,37 @@ class BatchLoader:
 
     def _fill(self) -> None:
         while len(self._pending) <= self._options.prefetch_batches:
-            part = next(self._slices, None)
-            if part is None:
+            batch = next(self._batches, None)
+            if batch is None:
                 return
-            self._pending.append(self._threads.submit(self._load, part))
+            self._pending.append(self._threads.submit(self._load, *batch))
 
-    def _load(self, part: _Slice) -> LoadedBatch:
+    def _load(self, start: int, count: int) -> LoadedBatch:
+        indices, epochs = self._order.worker_part(start, count, *self._worker)
         inputs = {
             spec.name: torch.empty(
-                (part.count, spec.num_tokens, spec.num_channels),
+                (len(indices), spec.num_tokens, spec.num_channels),
                 dtype=getattr(torch, spec.dtype),
                 pin_memory=self._pin_memory,
             )
             for spec in self._reader.manifest.modalities
         }
-        indices = self._order.indices(part.start, part.count)
         batch = self._reader.read(indices, out={name: tensor.numpy() for name, tensor in inputs.items()})
         return LoadedBatch(
             inputs,
             {name: torch.from_numpy(mask) for name, mask in batch.present.items()},
             torch.from_numpy(batch.example_ids),
-            torch.from_numpy(self._order.epochs(part.start, part.count)),
+            torch.from_numpy(epochs),
             batch.labels,
             batch.sources,
-            part.examples_consumed,
+            start + count,
             wait_seconds=0.0,
         )
 
 
-def _slices(
-    global_batch_size: int, rank: int, world_size: int, start_examples: int, end_examples: int | None
-) -> Iterator[_Slice]:
-    start = start_examples
-    while end_examples is None or start < end_examples:
-        count = global_batch_size if end_examples is None else min(global_batch_size, end_examples - start)
-        yield _Slice(*rank_slice(start, count, rank, world_size), examples_consumed=start + count)
+def _global_batches(size: int, start: int, end: int | None) -> Iterator[tuple[int, int]]:
+    """First position and number of examples of each global batch; only the last may be short."""
+    while end is None or start < end:
+        count = size if end is None else min(size, end - start)
+        yield start, count
         start += count

@@ -66,6 +66,19 @@ class ExampleOrder:
         """The epoch of each of those positions, int64 ``[count]``."""
         return np.arange(start, start + count, dtype=np.int64) // self.num_examples
 
+    def worker_part(self, start: int, count: int, rank: int, world_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Examples and epochs (both int64) of one worker's part of the global batch at ``start … start+count-1``.
+
+        In order ``blocks`` the batch is dealt out by place in the dataset: within a window a worker then meets
+        mostly the same record batches, and the workers together fetch little more than each once.
+        """
+        first, size = rank_slice(0, count, rank, world_size)
+        if self.kind != "blocks":
+            return self.indices(start + first, size), self.epochs(start + first, size)
+        examples = self.indices(start, count)
+        mine = np.argsort(examples, kind="stable")[first : first + size]
+        return examples[mine], self.epochs(start, count)[mine]
+
     def _anywhere(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         return self._permutation(epoch)(positions)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards.inspect_text import channel_rows, size_text
+from pipeline.shards.inspect_text import channel_rows, duration_text, size_text
 from pipeline.shards.pictures import histogram, picture
 from pipeline.shards.reader import Batch, ShardReader
 
@@ -65,11 +65,10 @@ def _sections(summary: dict[str, Any], uri: str, samples: int) -> Iterator[str]:
 
 def _modality(modality: dict[str, Any]) -> str:
     shape = " × ".join(str(size) for size in modality["shape"])
-    hours = "" if modality["hours"] is None else f", {modality['hours']:,.2f} hours"
     described = (
         f"{modality['num_tokens']:,} tokens ({shape}) of {modality['num_channels']} channels, {modality['dtype']}, "
         f"{modality['token_order']} order, {size_text(modality['bytes_per_example'])} an example; present in "
-        f"{modality['examples']:,} examples{hours}, missing in {modality['missing']:,}; "
+        f"{modality['examples']:,} examples{duration_text(modality)}, missing in {modality['missing']:,}; "
         f"sampling {json.dumps(modality['sampling'], ensure_ascii=False)}"
     )
     rows = [(channel, *(f"{value:.5g}" for value in values)) for channel, *values in channel_rows(modality)]

@@ -27,6 +27,14 @@ def size_text(size_bytes: float) -> str:
     return f"{size_bytes:,.2f} TB"
 
 
+def duration_text(modality: dict[str, Any]) -> str:
+    """`` (2.5 hours)`` or `` (12 seconds)``; empty for a modality without a duration."""
+    seconds = modality["duration_seconds"]
+    if seconds is None:
+        return ""
+    return f" ({seconds:,.4g} seconds)" if seconds < 3600 else f" ({seconds / 3600:,.1f} hours)"
+
+
 def channel_rows(modality: dict[str, Any]) -> list[tuple[int, float, float, float, float]]:
     """Channel number, mean, std, min and max of each channel; empty when no example has the modality."""
     statistics = modality["statistics"]
@@ -60,8 +68,8 @@ def _modality_lines(modality: dict[str, Any]) -> Iterator[str]:
     sampling = ", ".join(f"{key} {value}" for key, value in modality["sampling"].items())
     if sampling:
         yield f"    sampling     {sampling}"
-    hours = "" if modality["hours"] is None else f", {modality['hours']:,.2f} hours"
-    yield f"    present in   {modality['examples']:,} examples{hours}; missing in {modality['missing']:,}"
+    present = f"{modality['examples']:,} examples{duration_text(modality)}"
+    yield f"    present in   {present}; missing in {modality['missing']:,}"
     for channel, mean, std, low, high in channel_rows(modality):
         yield f"    channel {channel}    mean {mean:12.5g}  std {std:12.5g}  min {low:10.5g}  max {high:10.5g}"
 

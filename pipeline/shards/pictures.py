@@ -48,6 +48,7 @@ def histogram(spec: ModalitySpec, tokens: np.ndarray) -> bytes:
     for channel in range(spec.num_channels):
         counts, _ = np.histogram(flat[:, channel], bins)
         axis.stairs(counts / max(1, len(flat)), bins, color=colours[channel % len(colours)], label=f"channel {channel}")
+    axis.locator_params(axis="x", nbins=6)
     axis.set_xlabel("raw value")
     axis.set_ylabel("share of tokens")
     return _png(figure)

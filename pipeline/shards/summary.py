@@ -64,7 +64,7 @@ def _modality(manifest: Manifest, spec: ModalitySpec) -> dict[str, Any]:
         "bytes_per_example": spec.row_bytes,
         "examples": examples,
         "missing": manifest.num_examples() - examples,
-        "hours": examples * seconds / 3600 if isinstance(seconds, int | float) else None,
+        "duration_seconds": examples * seconds if isinstance(seconds, int | float) else None,
         "statistics": describe(sums) if sums else None,
     }
 

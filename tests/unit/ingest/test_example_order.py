@@ -86,6 +86,23 @@ def test_a_window_of_blocks_is_finished_before_the_next_begins(sizes: list[int],
     assert len(seen) == len(sizes)
 
 
+@pytest.mark.parametrize("world_size", [1, 3, 8])
+def test_in_block_order_the_workers_together_fetch_few_record_batches_twice(world_size: int) -> None:
+    order = ExampleOrder(1024, 5, "f", "blocks", np.arange(0, 1025, 16), 32)
+    dealt: dict[int, set[int]] = {rank: set() for rank in range(world_size)}
+    plain: dict[int, set[int]] = {rank: set() for rank in range(world_size)}
+    for start in range(0, 1024, 64):
+        parts = [order.worker_part(start, 64, rank, world_size) for rank in range(world_size)]
+        assert sorted(np.concatenate([part for part, _ in parts])) == sorted(order.indices(start, 64))
+        for rank, (examples, epochs) in enumerate(parts):
+            assert set(epochs.tolist()) == {0}
+            dealt[rank] |= set((examples // 16).tolist())
+            plain[rank] |= set((order.indices(*rank_slice(start, 64, rank, world_size)) // 16).tolist())
+    fetched = sum(map(len, dealt.values()))
+    assert 64 <= fetched <= 64 * min(world_size, 3)
+    assert fetched == 64 or fetched < 0.7 * sum(map(len, plain.values()))
+
+
 def test_seed_epoch_fingerprint_and_kind_all_change_the_order() -> None:
     bounds = np.arange(0, 1001, 10)
     variants = [

@@ -58,7 +58,7 @@ def test_text_has_counts_statistics_and_reasons(folder: str) -> None:
     report = inspect_dataset(InspectOptions(folder)).report
     assert "examples     8 in 1 shards" in report
     assert "video: 128 tokens (2 x 8 x 8) of 3 channels, uint8, hilbert order, 384 B an example" in report
-    assert "present in   5 examples, 0.00 hours; missing in 3" in report
+    assert "present in   5 examples (10 seconds); missing in 3" in report
     assert re.search(r"channel 2 +mean +1\d\d\.\d+ +std", report)
     assert "quarantine: 2 files" in report
     assert "2  truncated" in report
@@ -73,7 +73,7 @@ def test_json_is_complete_and_equals_the_manifest(folder: str) -> None:
     assert values["fingerprint"] == manifest.fingerprint
     assert values["splits"] == {"train": {"examples": 8, "shards": 1, "bytes": manifest.shards[0].bytes}}
     audio = next(modality for modality in values["modalities"] if modality["name"] == "audio")
-    assert (audio["examples"], audio["missing"], audio["hours"]) == (5, 3, pytest.approx(10 / 3600))
+    assert (audio["examples"], audio["missing"], audio["duration_seconds"]) == (5, 3, 10.0)
     assert audio["statistics"]["mean"] == list(manifest.statistics()["audio"].mean)
     assert values["quarantine"]["reasons"] == {"truncated": 2}
     assert values["verified"] == {"shards": 1, "bytes": manifest.shards[0].bytes, "damaged": []}
@@ -125,3 +125,11 @@ def test_bad_options_are_named() -> None:
         InspectOptions("x", format="htm")
     with pytest.raises(UserError, match=r"format=html needs a file"):
         InspectOptions("x", format="html")
+
+
+@pytest.mark.parametrize("kind", ["text", "json", "html"])
+def test_a_dataset_without_examples_can_be_shown(tmp_path: Path, kind: str) -> None:
+    Manifest(SPECS, ()).write(str(tmp_path))
+    report = inspect_dataset(InspectOptions(str(tmp_path), kind, str(tmp_path / "report"))).report
+    assert "hilbert" in report
+    assert (tmp_path / "report").read_text() == report
