@@ -121,7 +121,7 @@ def _draw(
     config: MaskConfig, modality: Modality, groups: ModalityGroups, seeds: Tensor, scores: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Visible and masked positions ``[B, groups or 1, slots]`` of one modality, padding not yet removed."""
-    base = mix(seeds.to(torch.int64) ^ zlib.crc32(modality.name.encode()))
+    base = mix(seeds.to(torch.int64) ^ _stream(modality.name))
     ratio, length = config.ratio_of(modality.name), groups.group_tokens
     count = config.visible_tokens(modality.name, length)
     if config.policy == "tube" and _is_video(modality) and 0 < ratio < 1:
@@ -133,6 +133,12 @@ def _draw(
     if length == 1 and 0 < ratio < 1:
         return _draw_single(bits, ratio)
     return _split(bits, count)
+
+
+@torch.compiler.assume_constant_result
+def _stream(name: str) -> int:
+    """Number of a modality's own random stream: the same whatever other modalities there are."""
+    return zlib.crc32(name.encode())
 
 
 def _split(keys: Tensor, count: int) -> tuple[Tensor, Tensor]:

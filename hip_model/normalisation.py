@@ -106,13 +106,19 @@ def normalisations_from_card(card: Mapping[str, Any]) -> dict[str, Normalisation
     }
 
 
+def _vector(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # A compiled graph keeps its own constants; tracing through a cache only warns.
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, dtype=torch.float32, device=device)
+    return _cached_vector(values, device)
+
+
 # Plain cached tensors, not buffers: a cast of the model to bfloat16 would round a buffer's statistics.
 @lru_cache(maxsize=256)
-def _vector(values: tuple[float, ...], device: torch.device) -> Tensor:
+def _cached_vector(values: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=device)
 
 
-@lru_cache(maxsize=256)
 def _constants(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
     scale = [1 / deviation for deviation in std]
     offset = [-centre / deviation for centre, deviation in zip(mean, std, strict=True)]

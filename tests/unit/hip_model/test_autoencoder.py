@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from hip_model import Modality, build_model
+from hip_model import ClassBottleneckHiP, HiPConfig, Modality, build_model
 from hip_model.autoencoder import LossConfig, MaskedAutoencoder
 from hip_model.errors import ConfigError, InputError
 from hip_model.masking import MASK_POLICIES, MaskConfig, mask_seeds
@@ -175,6 +175,54 @@ def test_a_label_can_be_a_modality_that_is_always_asked_for():
     output = autoencoder({"video": torch.randn(BATCH, VIDEO.num_tokens, 3), "label": one_hot}, seeds())
     assert output.scored_tokens["label"] == BATCH
     assert output.per_modality_loss["label"].item() == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize("policy", MASK_POLICIES)
+def test_labels_of_the_class_bottleneck_model_are_masked_and_scored_too(policy):
+    label = Modality("label", 1, 4)
+    model = ClassBottleneckHiP(HiPConfig.variant("nano"), (VIDEO, AUDIO), (label,))
+    autoencoder = MaskedAutoencoder(model, MaskConfig(policy, per_modality={"label": 1.0}))
+    one_hot = torch.nn.functional.one_hot(torch.tensor([[0], [1], [3]]), 4).float()
+    inputs = {"label": one_hot, "video": torch.randn(BATCH, 84, 3), "audio": torch.randn(BATCH, 45, 1)}
+    output = autoencoder(inputs, seeds())
+    assert output.scored_tokens["label"] == BATCH
+    assert output.per_modality_loss["label"].item() == pytest.approx(0.25)
+    changed = {**inputs, "label": one_hot.flip(0)}
+    torch.nn.init.normal_(model.unembed["video"].weight)
+    first, second = (autoencoder.reconstruct(each, seeds()).reconstruction["video"] for each in (inputs, changed))
+    assert torch.equal(first, second)
+    assert first.any()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("kind", ["autocast", "cast"])
+def test_bfloat16_gives_nearly_the_same_loss_in_float32(name, kind):
+    autoencoder = build(name)
+    expected = autoencoder(raw_inputs(), seeds()).loss.item()
+    if kind == "cast":
+        autoencoder = autoencoder.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        output = autoencoder(raw_inputs(), seeds())
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(expected, rel=0.02)
+    output.loss.backward()
+    assert all(parameter.grad.isfinite().all() for parameter in autoencoder.parameters() if parameter.grad is not None)
+
+
+def test_a_step_compiles_into_one_graph():
+    autoencoder = build()
+    expected = autoencoder(raw_inputs(), seeds()).loss
+    compiled = torch.compile(autoencoder, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(raw_inputs(), seeds()).loss, expected)
+
+
+@pytest.mark.parametrize("policy", MASK_POLICIES)
+def test_shapes_can_be_had_on_the_meta_device(policy):
+    with torch.device("meta"):
+        autoencoder = MaskedAutoencoder(build_model("hip_nano", (VIDEO, AUDIO)), MaskConfig(policy))
+        inputs = {"video": torch.empty(BATCH, 84, 3), "audio": torch.empty(BATCH, 45, 1)}
+        output = autoencoder(inputs, torch.empty(BATCH, dtype=torch.int64))
+    assert output.loss.is_meta
 
 
 def test_reconstruct_leaves_the_mode_alone():
