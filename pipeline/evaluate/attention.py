@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from hip_model.grouping import regroup
-from hip_model.ordering import inverse, token_order
 from pipeline.evaluate.figures import Picture, attention_maps
 from pipeline.evaluate.session import Session
 from pipeline.shards.reader import Batch
+from pipeline.train.figures import in_shape
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,7 @@ def attention_pictures(session: Session, batch: Batch, count: int) -> list[Pictu
 
 def on_picture(tokens: np.ndarray, modality: Any) -> np.ndarray:
     """Tokens [T, C] as a picture [H, W, C]; of a video the middle frame."""
-    undone = inverse(token_order(modality.token_order, modality.shape))
-    grid = tokens[undone].reshape(*modality.shape, -1)
+    grid = in_shape(tokens, modality)
     return np.asarray(grid if grid.ndim == 3 else grid[len(grid) // 2])
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from conftest import LABELS, ModalitySpec, write_dataset, write_model
+from evaluation_data import LABELS, ModalitySpec, write_dataset, write_model
 from PIL import Image
 
 from pipeline.errors import UserError

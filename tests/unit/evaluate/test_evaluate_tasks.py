@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import AUDIO, IMAGE, ModalitySpec, example, write_dataset, write_model
+from evaluation_data import AUDIO, IMAGE, ModalitySpec, example, write_dataset, write_model
 
 from pipeline.errors import UserError
 from pipeline.evaluate.head import load_head

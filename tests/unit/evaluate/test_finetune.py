@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import AUDIO, IMAGE, ModalitySpec, example, write_dataset
+from evaluation_data import AUDIO, IMAGE, ModalitySpec, example, write_dataset
 from safetensors.torch import load_file
 
 from pipeline.errors import Interrupted, UserError

@@ -1,0 +1,91 @@
+"""The paper's comparisons: derived datasets are exact, tables say what was found, and a tiny study runs to its end."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hip_model.ordering import inverse, token_order
+from hip_model.variants import build_model
+from pipeline.errors import UserError
+from pipeline.evaluate.derive import Derivation, derive_shards
+from pipeline.evaluate.paper import ArmResult, render_table, verdict
+from pipeline.evaluate.paper_options import ExperimentOptions
+from pipeline.evaluate.studies import STUDIES, Claim
+from pipeline.evaluate.throughput import measure_throughput, render_throughput
+from pipeline.shards.manifest import Manifest
+from pipeline.shards.reader import ShardReader
+
+
+def test_shuffled_copy_holds_the_same_pixels_in_the_stated_order(shards, tmp_path):
+    target = derive_shards(shards, str(tmp_path / "shuffled"), Derivation(order="shuffled"))
+    before, after = (ShardReader(folder, split="train").read(np.arange(5)) for folder in (shards, target))
+    order = token_order("shuffled", (8, 8))
+    np.testing.assert_array_equal(after.arrays["image"], before.arrays["image"][:, order])
+    np.testing.assert_array_equal(after.arrays["image"][:, inverse(order)], before.arrays["image"])
+    assert before.labels == after.labels
+    np.testing.assert_array_equal(before.example_ids, after.example_ids)
+    assert [spec.token_order for spec in Manifest.load(target).modalities] == ["shuffled", "shuffled"]
+    assert Manifest.load(target).lineage["derived_from"] == Manifest.load(shards).fingerprint
+    stamp = (Path(target) / "manifest.json").stat().st_mtime_ns
+    derive_shards(shards, target, Derivation(order="shuffled"))
+    assert (Path(target) / "manifest.json").stat().st_mtime_ns == stamp
+
+
+def test_a_modality_can_be_left_out(shards, tmp_path):
+    target = derive_shards(shards, str(tmp_path / "audio"), Derivation(modalities=("audio",)))
+    assert [spec.name for spec in Manifest.load(target).modalities] == ["audio"]
+    with pytest.raises(UserError, match="did you mean 'audio'"):
+        derive_shards(shards, str(tmp_path / "other"), Derivation(modalities=("audi",)))
+
+
+def test_every_model_of_every_study_can_be_built():
+    from hip_model.modality import Modality
+
+    for study in STUDIES.values():
+        for scale in study.scales.values():
+            for arm in study.arms:
+                name, overrides = scale.models[arm.model]
+                if name in ("hip_nano", "hip_micro"):
+                    build_model(name, [Modality("image", 256, 3, (16, 16))], **overrides, **arm.overrides)
+        names = {arm.name for arm in study.arms}
+        assert {claim.better for claim in study.claims} | {claim.worse for claim in study.claims} <= names
+
+
+def _result(arm, low, high, seed=0):
+    return ArmResult(arm, seed, ((low + high) / 2, low, high), (20.0, 15.0, 25.0), 10.0)
+
+
+@pytest.mark.parametrize(
+    ("better", "worse", "said"),
+    [((60, 65), (40, 50), "shown"), ((40, 50), (60, 65), "opposite is shown"), ((40, 61), (60, 65), "undecided")],
+)
+def test_verdicts_follow_the_intervals(better, worse, said):
+    results = [_result("a", *better), _result("b", *worse)]
+    assert said in verdict(Claim("a", "b"), results)
+    assert verdict(Claim("a", "c"), results).endswith("not run")
+
+
+def test_table_puts_the_papers_figure_beside_ours():
+    study = STUDIES["positions"]
+    results = [_result("learned + MAE", 50, 60, seed) for seed in (0, 1)] + [_result("learned", 30, 40)]
+    table = render_table(ExperimentOptions(study="positions", shards="/x"), study, results)
+    assert "| learned + MAE | 81 | 55.0 ± 0.0 |" in table
+    assert "| learned | 70.1 | 35.0 [30.0, 40.0] |" in table
+    assert "* learned + MAE > learned: shown" in table
+
+
+def test_unknown_studies_and_arms_are_refused():
+    with pytest.raises(UserError, match="did you mean 'positions'"):
+        ExperimentOptions(study="position", shards="/x")
+    with pytest.raises(UserError, match="arms=learnt"):
+        ExperimentOptions(study="positions", shards="/x", arms=("learnt",))
+    with pytest.raises(UserError, match="needs shards"):
+        ExperimentOptions(study="positions")
+
+
+def test_throughput_table_has_a_line_for_each_model_and_size():
+    found = measure_throughput(("hip_nano",), (8, 16), steps=2)
+    assert [entry.side for entry in found] == [8, 16]
+    assert all(entry.steps_per_second and entry.steps_per_second > 0 for entry in found)
+    assert "| 16 | 256 | hip_nano | 1 |" in render_throughput(found, "cpu")
