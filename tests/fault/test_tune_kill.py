@@ -1,0 +1,65 @@
+"""A search killed in the middle goes on: what was finished stays, what ran continues, nothing is tracked twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from training_data import write_dataset
+from tune_driver import STEPS, options
+
+from pipeline.tune.results import FINISHED
+from pipeline.tune.search import run_search
+
+pytestmark = pytest.mark.integration
+
+
+def newest_step(run_folder: Path) -> int:
+    """The last complete checkpoint's step."""
+    steps = [
+        int(path.parent.name.removeprefix("step_")) for path in run_folder.glob("checkpoints/step_*/complete.json")
+    ]
+    return max(steps, default=0)
+
+
+def test_a_killed_search_goes_on(ray_cluster: None, new_storage: Callable[[str], Path], tmp_path: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    shards, storage = write_dataset(tmp_path / "shards"), new_storage("killed")
+    trials = storage / "killed" / "trials"
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("tune_driver.py")), shards, str(storage)], start_new_session=True
+    )
+    limit = time.monotonic() + 240
+    while newest_step(trials / "trial_001") < 6:
+        assert driver.poll() is None, "the search ended before it could be killed"
+        assert time.monotonic() < limit, "the second trial did not start"
+        time.sleep(0.05)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    first = json.loads((trials / "trial_000" / "run.json").read_text())
+    reached = newest_step(trials / "trial_001")
+    assert first["status"] == FINISHED
+
+    found = run_search(options(shards, str(storage)))
+
+    assert [(trial.status, trial.step) for trial in found.trials] == [(FINISHED, STEPS)] * 3
+    records = [json.loads((trials / name / "run.json").read_text()) for name in ("trial_000", "trial_001", "trial_002")]
+    assert records[0] == first, "a finished trial was touched"
+    assert records[1]["attempts"] == 2
+    assert [step for step, _ in found.trials[1].curve][-1] == STEPS
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("hip").experiment_id])
+    assert sorted(run.info.run_name for run in runs) == ["killed", "trial_000", "trial_001", "trial_002"]
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    [continued] = [run for run in runs if run.info.run_name == "trial_001"]
+    steps = [entry.step for entry in client.get_metric_history(continued.info.run_id, "loss")]
+    assert min(step for step in steps if steps.count(step) == 1 and step > reached) <= reached + 2
+    assert max(steps) == STEPS

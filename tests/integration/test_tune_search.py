@@ -1,0 +1,180 @@
+"""Real searches: Ray Tune, real training, a real MLflow store."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from training_data import write_dataset
+
+from pipeline.errors import UserError
+from pipeline.tracking.options import TrackingOptions
+from pipeline.train.options import (
+    BatchOptions,
+    CheckpointOptions,
+    DurationOptions,
+    EngineOptions,
+    GuardOptions,
+    MetricsOptions,
+    ModelOptions,
+    ValidationOptions,
+)
+from pipeline.tune.options import SearchOptions, TuneOptions
+from pipeline.tune.results import DIVERGED, FINISHED, REJECTED, STOPPED
+from pipeline.tune.search import run_search
+
+pytestmark = pytest.mark.integration
+
+SMALL = {
+    "depth": [1, 2],
+    "first_groups": 4,
+    "first_latents": 8,
+    "maximum_latents": 16,
+    "processor_latents": 8,
+    "processor_channels": 64,
+    "processor_heads": 4,
+    "core_layers": 1,
+    "encoder_layers": 1,
+    "processor_layers": 1,
+    "embedding_channels": 16,
+}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_dataset(tmp_path_factory.mktemp("tune") / "shards")
+
+
+def options(shards: str, storage: Path, tracked: bool = True, steps: int = 12, **search: Any) -> TuneOptions:
+    return TuneOptions(
+        shards=shards,
+        storage=str(storage),
+        model=ModelOptions("hip_nano"),
+        batch=BatchOptions(8),
+        duration=DurationOptions(steps=steps),
+        engine=EngineOptions(kind="torch", precision="fp32"),
+        metrics=MetricsOptions(every_steps=3),
+        checkpoint=CheckpointOptions(every_steps=3),
+        validation=ValidationOptions(every_steps=0),
+        tracking=TrackingOptions(enabled=tracked, system_metrics=False),
+        search=SearchOptions(**{"name": "small", "trials": 4, "max_concurrent": 1, **search}),
+    )
+
+
+def tracked_runs(storage: Path) -> tuple[Any, list[Any]]:
+    """The parent run and its children."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("hip")
+    runs = client.search_runs([experiment.experiment_id])
+    [parent] = [run for run in runs if run.data.tags.get("hip.kind") == "search"]
+    return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+
+
+def test_bad_trials_stop_early_and_give_their_worker_back(
+    ray_cluster: None, shards: str, new_storage: Callable[[str], Path]
+) -> None:
+    import ray
+
+    storage = new_storage("early")
+    rates = {"optim.learning_rate": [3e-3, 1e-9, 2e-9, 3e-9]}
+    found = run_search(
+        options(shards, storage, budget="none", algorithm="grid", scheduler="asha", grace_steps=3, options=rates)
+    )
+    first, *rest = found.trials
+    assert (first.status, first.step) == (FINISHED, 12)
+    assert [(trial.status, trial.step) for trial in rest] == [(STOPPED, 3)] * 3
+    assert found.best is first
+    assert [step for step, _ in first.curve] == [3, 6, 9, 12]
+    # A process that was warm needs a fraction of the first one's time.
+    assert sum(trial.seconds for trial in rest) < first.seconds
+    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    tables = ray.util.placement_group_table().values()
+    assert all(table["state"] == "REMOVED" for table in tables)
+
+    parent, children = tracked_runs(storage)
+    assert parent.info.status == "FINISHED"
+    assert parent.data.tags["hip.best_trial"] == "trial_000"
+    assert sorted(run.info.run_name for run in children) == ["trial_000", "trial_001", "trial_002", "trial_003"]
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert {run.info.run_name for run in children if run.data.tags["hip.best"] == "true"} == {"trial_000"}
+    assert {run.data.tags["hip.trial.status"] for run in children} == {FINISHED, STOPPED}
+    # The same command again finds everything done.
+    again = run_search(
+        options(shards, storage, budget="none", algorithm="grid", scheduler="asha", grace_steps=3, options=rates)
+    )
+    assert [(trial.status, trial.value) for trial in again.trials] == [(t.status, t.value) for t in found.trials]
+    assert len(tracked_runs(storage)[1]) == 4
+
+
+def test_geometries_of_one_cost_are_searched_and_reported(ray_cluster: None, shards: str, tmp_path: Path) -> None:
+    chosen = options(shards, tmp_path, tracked=False, steps=3, dials=SMALL | {"first_latents": [4, 8, 16]}, trials=4)
+    chosen = replace(chosen, search=replace(chosen.search, algorithm="tpe", budget="flops"))
+    found = run_search(chosen)
+    trained = [trial for trial in found.trials if trial.status != REJECTED]
+    assert len(trained) == 4
+    assert all(trial.is_measured for trial in trained)
+    costs = [trial.candidate.costs.training_flops for trial in trained if trial.candidate.costs]
+    assert max(costs) / min(costs) < 1.03 / 0.97
+    assert found.report is not None
+    assert "hip pretrain" in Path(found.report).read_text()
+    rows = list(csv.DictReader((tmp_path / "small" / "trials.csv").open()))
+    assert len(rows) == len(found.trials)
+    # A longer search of the same space takes over what was trained.
+    longer = run_search(replace(chosen, search=replace(chosen.search, trials=5)))
+    assert [trial.candidate for trial in longer.trials[: len(found.trials)]] == [t.candidate for t in found.trials]
+    assert sum(trial.status != REJECTED for trial in longer.trials) == 5
+    for before, after in zip(trained, [t for t in longer.trials if t.status != REJECTED], strict=False):
+        record = json.loads((Path(after.run_folder or "") / "run.json").read_text())
+        assert record["attempts"] == 1, "trained twice"
+        assert after.value == pytest.approx(before.value)
+    # Another space under the same name is refused, and told apart.
+    other = replace(chosen, search=replace(chosen.search, dials=SMALL | {"first_latents": [4, 8]}))
+    with pytest.raises(UserError, match=r"search.dials.first_latents: \[4, 8, 16\] then, \[4, 8\] now"):
+        run_search(other)
+
+
+def test_a_trial_that_cannot_train_is_a_result(ray_cluster: None, shards: str, tmp_path: Path) -> None:
+    rates = {"optim.learning_rate": [1e-3, 1e30]}
+    chosen = options(
+        shards, tmp_path, False, trials=2, algorithm="grid", scheduler="none", budget="none", options=rates
+    )
+    found = run_search(replace(chosen, guards=GuardOptions(consecutive_bad_steps=1, max_rollbacks=0)))
+    good, bad = found.trials
+    assert good.status == FINISHED
+    assert bad.status == DIVERGED
+    assert math.isinf(bad.value)
+    assert bad.reason
+    assert found.best is good
+
+
+def test_population_based_training_changes_settings_on_the_way(ray_cluster: None, shards: str, tmp_path: Path) -> None:
+    rates = {"optim.learning_rate": {"low": 1e-9, "high": 1e-2, "log": True}}
+    found = run_search(
+        options(
+            shards, tmp_path, False, steps=18, trials=4, scheduler="pbt", budget="none", grace_steps=6, options=rates,
+            max_concurrent=4,
+        )
+    )  # fmt: skip
+    assert [trial.status for trial in found.trials] == [FINISHED] * 4
+    assert [trial.step for trial in found.trials] == [18] * 4
+    started = [trial.candidate.settings["optim.learning_rate"] for trial in found.trials]
+    ended = [
+        json.loads((Path(trial.run_folder or "") / "run.json").read_text())["options"]["optim"]["learning_rate"]
+        for trial in found.trials
+    ]
+    assert started != ended, "nobody took over a better trial's settings"
+
+
+def test_a_metric_that_no_trial_reports_is_named(ray_cluster: None, shards: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"search.metric=los: no trial reports it; did you mean 'loss'"):
+        run_search(
+            options(shards, tmp_path, False, trials=1, metric="los", scheduler="none", budget="none", dials=SMALL)
+        )
