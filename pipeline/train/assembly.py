@@ -36,6 +36,7 @@ from pipeline.train.hooks import Hook
 from pipeline.train.loop import StopFlag, Trainer
 from pipeline.train.metrics import Metrics, Report
 from pipeline.train.options import PretrainOptions
+from pipeline.train.profile import Profile
 from pipeline.train.resume import RunRecord
 from pipeline.train.state import TrainerState
 from pipeline.train.validation import Validation
@@ -151,6 +152,8 @@ def build_hooks(
     if options.figures.every_steps:
         shown = ShardReader(options.shards, VALIDATION, cache=options.ingest.cache) if held_out else reader
         hooks.append(Figures(shown))
+    if options.metrics.profile_steps is not None:
+        hooks.append(Profile(*options.metrics.profile_steps))
     return [*hooks, Checkpoints(guard)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ from pipeline.train.options import OptimOptions
 # Learned inputs and positions: many rows, each needed rarely, which decay would pull to zero.
 _TABLE_NAME = re.compile(r"(^|\.)(positions|latents)\.")
 _POSITION_NAME = re.compile(r"(^|\.)positions\.")
+_BLOCK_NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_INPUT_NAME = re.compile(r"(^|\.)(embed|positions|position_projections)\.")
 
 
 def is_position_table(name: str) -> bool:
@@ -33,16 +35,18 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Optimizer groups, each with ``weight_decay``, ``lr_scale`` and the ``names`` of its parameters.
 
-    ``depth_of(name)`` is the number of blocks between a parameter and the output, for layer-wise decay (Clark et al.
-    2020).
+    With ``layer_decay`` below 1 a parameter learns slower the more blocks lie between it and the output (Clark et al.
+    2020); ``depth_of(name)`` counts them, by default from the names of a model's blocks.
     """
+    named = list(named_parameters)
+    depths = depths_below_output([name for name, _ in named])
+    depth_of = depth_of or depths.__getitem__
     groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in named_parameters:
+    for name, parameter in named:
         if not parameter.requires_grad:
             continue
         scale = options.position_learning_rate_scale if is_position_table(name) else 1.0
-        if depth_of is not None and options.layer_decay < 1:
-            scale *= options.layer_decay ** depth_of(name)
+        scale *= options.layer_decay ** depth_of(name)
         weight_decay = options.weight_decay if decays(name, parameter) else 0.0
         group = groups.setdefault(
             (weight_decay, scale), {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": scale}
@@ -50,6 +54,14 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def depths_below_output(names: Sequence[str]) -> dict[str, int]:
+    """Blocks between each parameter and the output: 0 for heads, most for embeddings and positions."""
+    blocks = {name: int(found[1]) for name in names if (found := _BLOCK_NAME.search(name))}
+    count = max(blocks.values(), default=-1) + 1
+    first = {name: count + 1 for name in names if _INPUT_NAME.search(name)}
+    return {name: count - blocks[name] if name in blocks else first.get(name, 0) for name in names}
 
 
 def set_learning_rate(groups: Iterable[dict[str, Any]], learning_rate: float) -> None:

@@ -271,6 +271,10 @@ class MetricsOptions:
 
     def __post_init__(self) -> None:
         at_least("metrics.every_steps", self.every_steps, 1)
+        if self.profile_steps is not None and not 1 <= self.profile_steps[0] <= self.profile_steps[1]:
+            raise UserError(
+                f"metrics.profile_steps={list(self.profile_steps)} must be first and last step, such as [10,12]"
+            )
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from hip_model.ordering import flatten, token_order
 from pipeline.tracking.client import Tracker
 from pipeline.train import worker
 from pipeline.train.figures import in_shape, position_maps, principal_components, reconstruction_grid, spectrogram
-from pipeline.train.options import FigureOptions, PretrainOptions
+from pipeline.train.options import FigureOptions, MetricsOptions, PretrainOptions
 from pipeline.train.runner import run_pretraining
 
 VIDEO = Modality("video", 3 * 4 * 5, 3, (3, 4, 5), "hilbert")
@@ -75,7 +75,9 @@ def test_a_run_logs_pictures_and_the_size_of_its_latents(
 ) -> None:
     kept = Kept()
     monkeypatch.setattr(worker, "_open_tracker", lambda job: kept)
-    run_pretraining(make_options(figures=FigureOptions(every_steps=5, examples=2)))
+    metrics = MetricsOptions(every_steps=1, profile_steps=(3, 4))
+    run_pretraining(make_options(figures=FigureOptions(every_steps=5, examples=2), metrics=metrics))
+    assert kept.files.pop(0) == "trace_steps_3_to_4.json"
     names = {name.rsplit("_step_", 1)[0] for name in kept.files}
     assert names == {"reconstruction_image", "reconstruction_audio", "positions_image", "positions_audio"}
     assert len(kept.files) == 8  # at step 5 and at the end

@@ -32,12 +32,14 @@ def test_only_matrices_of_linear_layers_decay(named_parameters: dict[str, nn.Par
 
 def test_position_tables_and_deep_blocks_get_their_own_rates(named_parameters: dict[str, nn.Parameter]) -> None:
     options = OptimOptions(position_learning_rate_scale=5.0, layer_decay=0.5)
-    groups = parameter_groups(named_parameters.items(), options, depth_of=lambda name: 2 if ".blocks.0." in name else 0)
+    groups = parameter_groups(named_parameters.items(), options)
     set_learning_rate(groups, 0.1)
     rate = {name: group["lr"] for group in groups for name in group["names"]}
-    assert rate["model.positions.image.weight"] == pytest.approx(0.5)
-    assert rate["model.blocks.0.latents.weight"] == pytest.approx(0.025)
-    assert rate["model.embed.image.weight"] == pytest.approx(0.1)
+    assert rate["model.unembed.image.weight"] == pytest.approx(0.1)
+    assert rate["model.blocks.2.latents.weight"] == pytest.approx(0.1 / 2)  # the last of three blocks
+    assert rate["model.blocks.0.latents.weight"] == pytest.approx(0.1 / 8)
+    assert rate["model.embed.image.weight"] == pytest.approx(0.1 / 16)
+    assert rate["model.positions.image.weight"] == pytest.approx(0.5 / 16)
 
 
 def test_lamb_moves_each_tensor_in_proportion_to_its_norm() -> None:
