@@ -181,6 +181,18 @@ def test_single_group_models_are_masked_over_the_whole_modality():
     assert selection.visible["video"].shape == (3, 1, round(0.15 * 192))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("policy", ["group_uniform", "independent", "tube", "modality"])
+def test_masks_are_the_same_on_every_device(policy):
+    plan = plan_groups(7, (VIDEO, AUDIO))
+    here = sample_selection(MaskConfig(policy), (VIDEO, AUDIO), plan, seeds(64))
+    there = sample_selection(MaskConfig(policy), (VIDEO, AUDIO), plan, seeds(64).cuda())
+    for name in ("video", "audio"):
+        assert torch.equal(here.visible[name], there.visible[name].cpu())
+        assert torch.equal(here.queries[name], there.queries[name].cpu())
+
+
 def test_masks_are_recorded_constants():
     """A change of the hash would silently change every run that is resumed."""
     fixed = mask_seeds(17, torch.tensor([2]), torch.tensor([-5]))
