@@ -82,7 +82,7 @@ def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, st
     failed = [row for row in rows if row.status == "failed"]
     write_quarantine(options.shards, failed)
     if not any(row.examples for row in rows):
-        raise DataError(f"none of the {len(rows)} files could be used: {_commonest(failed)}")
+        raise DataError(f"none of the {len(rows)} files could be used: {_commonest(failed)}; {_advice(failed)}")
     manifest = publish(options, plan, records, failed)
     counts = {
         "files": len(plan.sources),
@@ -163,6 +163,12 @@ def _check_budget(options: PreprocessOptions, plan: Plan, rows: list[LedgerRow],
 
 def _counts_as_failed(row: LedgerRow) -> bool:
     return row.status == "failed" and row.reason not in UNCOUNTED_REASONS
+
+
+def _advice(failed: list[LedgerRow]) -> str:
+    if all(row.reason in UNCOUNTED_REASONS for row in failed):
+        return "choose a recipe for this kind of media, like tokens=image_224, tokens=audio_5s or tokens=points_2048"
+    return "check that the files play elsewhere"
 
 
 def _commonest(failed: list[LedgerRow]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from hip_model.ordering import token_order, unflatten
 from pipeline.demo.clips import make_demo_clips
@@ -18,7 +19,7 @@ from pipeline.errors import DataError, UserError
 from pipeline.preprocess.decode import decode_file
 from pipeline.preprocess.lock import dataset_lock
 from pipeline.preprocess.options import PreprocessOptions
-from pipeline.preprocess.recipe import AudioRecipe, ImageRecipe, TokenRecipe, VideoRecipe
+from pipeline.preprocess.recipe import AudioRecipe, ImageRecipe, PointsRecipe, TokenRecipe, VideoRecipe
 from pipeline.preprocess.run import run_preprocess
 from pipeline.shards.reader import ShardReader
 
@@ -196,6 +197,28 @@ def test_another_recipe_into_the_same_folder(clips: Path, dataset: Path) -> None
     other = TokenRecipe(image=ImageRecipe(8, 8))
     with pytest.raises(UserError, match="another folder"):
         run_preprocess(options(clips, dataset, tokens=other))
+
+
+def test_media_of_another_kind_than_the_recipe(clips: Path, tmp_path: Path) -> None:
+    points = TokenRecipe(points=PointsRecipe(16))
+    with pytest.raises(DataError, match=r"none of the 17 files.*17 not_in_recipe.*tokens=image_224"):
+        run_preprocess(options(clips, tmp_path / "out", tokens=points))
+
+
+def test_many_files_are_hashed_on_the_cluster(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    for number in range(300):
+        path = source / f"class_{number % 3}" / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), (number % 250, number // 250, 7), np.uint8)).save(path)
+    report = run_preprocess(options(source, tmp_path / "out", tokens=TokenRecipe(image=ImageRecipe(8, 8))))
+    assert report.counts["examples"] == 300
+    reader = ShardReader(str(tmp_path / "out"))
+    batch = reader.read(np.arange(300))
+    for row, name in enumerate(batch.sources):
+        number = int(Path(name).stem)
+        assert (batch.arrays["image"][row] == (number % 250, number // 250, 7)).all()
+        assert batch.labels[row] == (number % 3,)
 
 
 def test_mixed_media_share_one_dataset(clips: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -174,6 +175,22 @@ def test_encrypted(tmp_path: Path) -> None:
     with pytest.raises(MediaError) as caught:
         list(decode_file(str(path), RECIPE))
     assert caught.value.reason == "encrypted"
+
+
+def test_memory_does_not_grow_with_the_length(tmp_path: Path) -> None:
+    path = write_video(
+        tmp_path / "long.mkv",
+        [float(second) for second in range(900)],
+        (16, 16),
+        pictures=[np.zeros((16, 16, 3), np.uint8)] * 900,
+    )
+    recipe = TokenRecipe(clip_seconds=1.0, video=VideoRecipe(2, 256, 256))
+    tracemalloc.start()
+    total = sum(example.arrays["video"].nbytes for example in decode_file(str(path), recipe))  # type: ignore[union-attr]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert total > 300e6
+    assert peak < 20e6
 
 
 def test_token_orders_can_be_undone(tmp_path: Path) -> None:
