@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -99,14 +100,16 @@ def _setup(prepared: PreparedSearch, parent_run_id: str | None) -> TrialSetup:
 def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: Any, concurrent: int) -> tune.Tuner:
     options = prepared.options
     searcher = CandidateSearcher(options.search, options.seed, prepared.space, factory, prepared.folder)
+    drawn_first = options.search.scheduler == "pbt"  # which Ray refuses to combine with a search algorithm
     return tune.Tuner(
         trainable,
+        param_space=_population(prepared, searcher) if drawn_first else None,
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=None if drawn_first else searcher,
             scheduler=build_scheduler(prepared),
             metric=options.search.metric,
             mode=options.search.mode,
-            num_samples=options.search.trials,
+            num_samples=1 if drawn_first else options.search.trials,
             max_concurrent_trials=concurrent,
             reuse_actors=True,
             trial_name_creator=_trial_name,
@@ -121,6 +124,19 @@ def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: A
             verbose=0,
         ),
     )
+
+
+def _population(prepared: PreparedSearch, searcher: CandidateSearcher) -> dict[str, Any]:
+    """All candidates of a population, with the settings that may change beside them."""
+    configs = [searcher.suggest(f"member_{number}") for number in range(prepared.options.search.trials)]
+    members = [config["candidate"] for config in configs if isinstance(config, dict)]
+    keys = list(prepared.space.domains)
+    changing = {key: tune.sample_from(partial(_setting, key)) for key in keys}
+    return {"candidate": tune.grid_search(members), **changing}
+
+
+def _setting(key: str, spec: Any) -> Any:
+    return spec.config["candidate"]["settings"][key]
 
 
 def build_scheduler(prepared: PreparedSearch) -> TrialScheduler:
