@@ -154,7 +154,7 @@ def _hip_parts(
 ) -> Iterator[tuple[str, Cost]]:
     plan = plan_groups(config.num_groups[0], modalities)
     tokens = {group.name: _count_tokens(group, mask, not config.mask_padding) for group in plan.modalities}
-    yield from _token_parts(config, modalities, tokens, mask is not None)
+    yield from _token_parts(config, modalities, tokens)
     latents, table_rows = [*config.num_latents], [*config.num_latents]
     latents[config.processor], table_rows[config.processor] = config.processor_latent_counts
     for block, (groups, channels) in enumerate(zip(config.num_groups, config.num_channels, strict=True)):
@@ -201,7 +201,7 @@ def _perceiver_io_parts(
     config: PerceiverIOConfig, modalities: Sequence[Modality], mask: MaskConfig | None
 ) -> Iterator[tuple[str, Cost]]:
     tokens = {group.name: _count_tokens(group, mask) for group in plan_single_group(modalities).modalities}
-    yield from _token_parts(config, modalities, tokens, mask is not None)
+    yield from _token_parts(config, modalities, tokens)
     latents, table_rows = config.latent_counts
     channels, width = config.num_channels, config.embedding_channels
     entering = [Looking(1, latents, sum(count.entering for count in tokens.values()))]
@@ -215,19 +215,17 @@ def _perceiver_io_parts(
 
 
 def _token_parts(
-    config: HiPConfig | PerceiverIOConfig, modalities: Sequence[Modality], tokens: dict[str, _Tokens], masked: bool
+    config: HiPConfig | PerceiverIOConfig, modalities: Sequence[Modality], tokens: dict[str, _Tokens]
 ) -> Iterator[tuple[str, Cost]]:
     width = config.embedding_channels
     for modality in modalities:
         name, count = modality.name, tokens[modality.name]
-        entering = count.groups * count.entering if masked else modality.num_tokens
-        answered = count.groups * count.queried if masked else modality.num_tokens
-        # Unmasked, one set of position codes serves the tokens and the queries.
-        positions = entering + answered if masked else modality.num_tokens
+        # One set of position codes serves the tokens and the queries of all examples, masked or not.
+        positions = modality.num_tokens
         yield f"position.{name}", _position(config, modality, positions)
         if config.position_projection:
             yield f"position_projection.{name}", linear(positions, width, width, bias=False)
-        yield f"embed.{name}", linear(entering, modality.num_channels, width)
+        yield f"embed.{name}", linear(count.groups * count.entering, modality.num_channels, width)
         yield f"unembed.{name}", linear(count.groups * count.queried, width, modality.num_channels)
 
 

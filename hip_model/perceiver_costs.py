@@ -17,7 +17,7 @@ def perceiver_parts(
 ) -> Iterator[tuple[str, Cost]]:
     """The parts of one forward pass of one sample, given each modality's ``entering`` and ``answered`` tokens."""
     width, used = token_channels(config, modalities), used_channels(config, modalities)
-    latents, channels, repeats = config.num_latents, config.num_channels, config.num_iterations - 1
+    latents, channels, repeats = config.num_latents, config.num_channels, config.cross_attentions - 1
     looking = [Looking(1, latents, sum(entering.values()))]
     cross = cross_attention(looking, channels, width, 1, config.cross_attention_widening)
     yield "first_cross", cross
