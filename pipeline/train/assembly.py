@@ -52,6 +52,7 @@ class Job:
     options: PretrainOptions
     run_folder: str
     record: RunRecord
+    report: Report | None = None  # a search's, called on rank 0 at metric intervals
 
 
 def build_trainer(

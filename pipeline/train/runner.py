@@ -56,8 +56,8 @@ def run_pretraining(
 ) -> PretrainResult:
     """Pretrain, or continue the run of the same name.
 
-    ``report(step, metrics)`` is called at metric intervals when training in this process (``scale.workers=0``) and
-    returns true to end the run there. ``parent_run_id`` nests the tracked run.
+    ``report(step, metrics)`` is called by rank 0 at metric intervals, on its machine, and returns true to end the run
+    there. ``parent_run_id`` nests the tracked run.
 
     Raises:
         UserError: options that cannot work, or another run of this name.
@@ -82,7 +82,7 @@ def run_pretraining(
     record.status, record.attempts, record.message = RUNNING, record.attempts + 1, ""
     record.write(planned.run_folder)
     remove_stop(planned.run_folder)
-    job = Job(options, planned.run_folder, record)
+    job = Job(options, planned.run_folder, record, report if options.scale.workers else None)
     try:
         _run(job, report)
         outcome = Outcome.read(planned.run_folder, record.attempts)

@@ -47,7 +47,7 @@ def train_worker(job: Job) -> None:
     stop = StopFile(job.run_folder)
     stop.start()
     try:
-        run_worker(job, device, stop, None)
+        run_worker(job, device, stop, job.report)
     finally:
         stop.close()
 

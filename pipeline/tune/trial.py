@@ -17,6 +17,7 @@ from pipeline.errors import TrainingDiverged
 from pipeline.train.options import PretrainOptions
 from pipeline.tune.candidates import Candidate
 from pipeline.tune.population import adopt_checkpoint
+from pipeline.tune.remote_report import answered_by
 from pipeline.tune.results import DIVERGED, FAILED, FINISHED, OUT_OF_MEMORY
 from pipeline.tune.space import with_option
 
@@ -145,8 +146,11 @@ class Trial(tune.Trainable):
         options = self._options()
         if self._donor is not None and self._donor != self._run_folder():
             adopt_checkpoint(self._donor, self._run_folder(), options)
-        train = train_in_process if options.scale.workers <= 1 else run_pretraining
-        result = train(options, self._report, self._setup.parent_run_id)
+        if options.scale.workers <= 1:
+            result = train_in_process(options, self._report, self._setup.parent_run_id)
+        else:
+            with answered_by(self._report) as report:
+                result = run_pretraining(options, report, self._setup.parent_run_id)
         step = result.examples_consumed // options.batch.global_size
         return _Ended(FINISHED, metrics={**result.metrics, "step": step})
 
