@@ -18,7 +18,8 @@ from pipeline.preprocess.recipe import TokenRecipe
 from pipeline.storage import is_local, local_path, read_bytes, redact
 
 MEDIA_ROOT = "HIP_MEDIA_ROOT"
-_SERVING = "IS_IN_MLFLOW_SERVING_ENVIRONMENT"  # set by MLflow's scoring server
+# Either is set by MLflow's scoring server, whichever way it was started.
+_SERVING = ("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "__pyfunc_model_path__")
 # A request must not hold the server for long: a minute of work, an hour of media.
 SERVING_LIMITS = LimitsOptions(seconds_per_file=60.0, max_duration_seconds=3600.0)
 
@@ -71,7 +72,7 @@ def _allowed_path(text: str) -> Path | None:
     if text.startswith("data:") or len(text) > 4096 or not is_local(text):
         return None
     root = os.environ.get(MEDIA_ROOT)
-    if root is None and os.environ.get(_SERVING) == "true":
+    if root is None and _serving():
         return None  # not even its existence is told
     path = local_path(text).resolve()
     if root is not None and not path.is_relative_to(Path(root).resolve()):
@@ -79,6 +80,10 @@ def _allowed_path(text: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def _serving() -> bool:
+    return any(os.environ.get(name) for name in _SERVING)
+
+
 def _refuse_paths_when_serving() -> None:
-    if os.environ.get(_SERVING) == "true":
+    if _serving():
         raise MediaError("unreadable", "this server does not fetch URIs; send the bytes as base64")

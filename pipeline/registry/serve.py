@@ -49,7 +49,7 @@ class ServedModel(PythonModel):
         rows = [self._row(item, params) for item in _media_column(model_input)]
         if rows and all(row.get("error") for row in rows):
             raise _invalid("; ".join(f"row {index}: {row['error']}" for index, row in enumerate(rows)))
-        return pd.DataFrame(rows)
+        return _table(rows)
 
     def _row(self, item: object, params: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -79,6 +79,12 @@ class ServedModel(PythonModel):
         arrays = self.predictor.reconstructions([window.arrays], mask_ratio)
         files = {name: render(self.predictor.specs[name], values[0]) for name, values in arrays.items()}
         return {f"{name}_{suffix}": base64.b64encode(content).decode() for name, (suffix, content) in files.items()}
+
+
+def _table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table of plain objects, so that what is missing stays None and becomes null in JSON, not NaN."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    return pd.DataFrame({name: pd.Series([row.get(name) for row in rows], dtype=object) for name in columns})
 
 
 def _batches(windows: Iterable[DecodedExample]) -> Iterator[list[dict[str, np.ndarray | None]]]:

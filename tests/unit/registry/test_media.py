@@ -13,7 +13,7 @@ from pipeline.preprocess.recipe import ImageRecipe, TokenRecipe
 from pipeline.registry.media import MEDIA_ROOT, decode_item
 
 RECIPE = TokenRecipe(image=ImageRecipe(8, 8))
-SERVING = "IS_IN_MLFLOW_SERVING_ENVIRONMENT"
+SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 
 
 def _png() -> bytes:
