@@ -41,7 +41,7 @@ def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAut
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(options.seed, "weights"))
         try:
-            model = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
+            model: Any = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
             mask = mask_config(options)
             if mask.policy != "attention":  # draw one, for some policies fit some modalities only
                 sample_selection(mask, model.modalities, model.group_plan(), torch.zeros(1, dtype=torch.int64))

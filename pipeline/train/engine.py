@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -57,8 +56,8 @@ class Engine(Protocol):
     def optimizer_steps(self) -> int:
         """Updates applied so far, Adam's own count."""
 
-    def gathered(self) -> AbstractContextManager[None]:
-        """A context in which ``module`` holds whole weights, to read them outside ``forward``."""
+    def whole_module(self) -> nn.Module:
+        """A module with whole weights for evaluation; any worker may then run it without the others."""
 
     def extra_state(self) -> dict[str, float]:
         """Numbers of the engine's own that a resume needs (the fp16 loss scale)."""
@@ -120,9 +119,9 @@ class TorchEngine:
         """Adam's count."""
         return count_steps(self._optimizer)
 
-    def gathered(self) -> AbstractContextManager[None]:
+    def whole_module(self) -> nn.Module:
         """Weights are always whole here."""
-        return nullcontext()
+        return self.module
 
     def extra_state(self) -> dict[str, float]:
         """Nothing."""

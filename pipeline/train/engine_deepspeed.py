@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
 from typing import Any
 
 import deepspeed
@@ -58,6 +58,7 @@ class DeepSpeedEngine:
         self._optimizer = build_optimizer(parameter_groups(self._trained.items(), optim), optim)
         if self._stage == 0 and options.precision == "fp32":  # the one case in which DeepSpeed does not check gradients
             self._optimizer = FiniteStep(self._optimizer, options.gradient_clip)
+        self._copy = copy.deepcopy(self.module) if self._stage == 3 else None
         self._engine = deepspeed.initialize(
             model=_LossFirst(module),
             optimizer=self._optimizer,
@@ -117,20 +118,21 @@ class DeepSpeedEngine:
             safe_set_full_fp32_param(parameter, weight)
             for key in MOMENTS:
                 safe_set_full_optimizer_state(parameter, states[name].moments[key].to(self.device), key)
-            with self._whole([parameter], write=True):
+            with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
                 if self._stage < 3 or distributed.get_rank() == 0:
                     parameter.data.copy_(weight)
         for state in self._optimizer.state.values():
             state["step"].fill_(optimizer_steps)
 
-    def _whole(self, parameters: list[nn.Parameter], write: bool = False) -> AbstractContextManager[None]:
-        return deepspeed.zero.GatheredParameters(
-            parameters, modifier_rank=0 if write else None, enabled=self._stage == 3
-        )
-
-    def gathered(self) -> AbstractContextManager[None]:
-        """Whole weights on every worker; nothing to do below stage 3."""
-        return self._whole(list(self._trained.values()))
+    @torch.no_grad()
+    def whole_module(self) -> nn.Module:
+        """The module itself below stage 3; there a copy, for running the sharded one takes all workers in step."""
+        if self._copy is None:
+            return self.module
+        copies = dict(self._copy.named_parameters())
+        for name, state in self.named_state(moments=False):
+            copies[name].copy_(state.weight)
+        return self._copy
 
     def optimizer_steps(self) -> int:
         """Adam's count."""

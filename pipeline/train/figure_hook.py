@@ -45,16 +45,16 @@ class Figures(Hook):
 
     def draw(self, trainer: Trainer) -> None:
         """Never the end of a run: a picture that cannot be drawn is a warning."""
-        with trainer.engine.gathered():
-            if trainer.rank == 0:
-                try:
-                    self._draw(trainer)
-                except (ValueError, RuntimeError, OSError, ImportError) as error:
-                    logger.warning("figures of step %d: %s", trainer.state.step, error)
+        module = trainer.engine.whole_module()
+        if trainer.rank == 0:
+            try:
+                self._draw(trainer, module)
+            except (ValueError, RuntimeError, OSError, ImportError) as error:
+                logger.warning("figures of step %d: %s", trainer.state.step, error)
         trainer.beat()
 
-    def _draw(self, trainer: Trainer) -> None:
-        module, device = trainer.engine.module, trainer.engine.device
+    def _draw(self, trainer: Trainer, module: Any) -> None:
+        device = trainer.engine.device
         batch = self.reader.read(np.arange(min(trainer.options.figures.examples, len(self.reader))))
         inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
         present = {name: torch.from_numpy(value).to(device) for name, value in batch.present.items()}

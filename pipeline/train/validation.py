@@ -46,11 +46,13 @@ class Validation(Hook):
         start, mine = rank_slice(0, count, trainer.rank, trainer.workers)
         size = max(1, -(-trainer.options.batch.global_size // trainer.workers // trainer.accumulation_steps))
         sums = torch.zeros(len(trainer.modalities), 3, dtype=torch.float64, device=trainer.engine.device)
-        module = trainer.engine.module
+        module = trainer.engine.whole_module()
         module.eval()
-        with trainer.engine.gathered(), torch.no_grad():
+        with torch.no_grad():
             for first in range(start, start + mine, size):
-                sums += self._batch(trainer, self.reader.read(np.arange(first, min(first + size, start + mine))))
+                sums += self._batch(
+                    trainer, module, self.reader.read(np.arange(first, min(first + size, start + mine)))
+                )
         module.train()
         trainer.beat()
         if trainer.workers > 1:
@@ -65,7 +67,7 @@ class Validation(Hook):
                 count,
             )
 
-    def _batch(self, trainer: Trainer, batch: Batch) -> torch.Tensor:
+    def _batch(self, trainer: Trainer, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Per modality: loss and decibels times examples, and examples."""
         device = trainer.engine.device
         inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
@@ -74,7 +76,7 @@ class Validation(Hook):
         ids = torch.from_numpy(batch.example_ids)
         seeds = mask_seeds(trainer.options.seed, torch.zeros_like(ids), ids).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=trainer.options.engine.precision == "bf16"):
-            output = trainer.engine.module(inputs, seeds, present)
+            output = module(inputs, seeds, present)
         rows = []
         for name in trainer.modalities:
             here = int(batch.present[name].sum())

@@ -81,7 +81,11 @@ def runs(folder: Path) -> dict[str, dict[int, float]]:
         "moves_b": make_options(folder, "moves", stage=2, steps=6),
         "poisoned": replace(make_options(folder, "poisoned", stage=1), shards=str(folder / "poisoned")),
         # Last: DeepSpeed replaces torch's linear function for the rest of the process.
-        "zero3": make_options(folder, "zero3", stage=3),
+        "zero3": replace(
+            make_options(folder, "zero3", stage=3),
+            validation=ValidationOptions(every_steps=4, examples=5),
+            figures=FigureOptions(every_steps=6, examples=2),
+        ),
     }
     return dict(zip(several, run_on_two_ranks(folder / "ranks", list(several.values())), strict=True))
 
