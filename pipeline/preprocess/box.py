@@ -102,24 +102,35 @@ class DecoderBox:
         return float(notes["claimed_seconds"])
 
     def _ask(self, request: dict[str, Any], limits: LimitsOptions, notes: dict[str, Any]) -> Iterator[DecodedExample]:
-        with self._lock:
-            link = self._ready(limits.memory_gib)
-            finished = False
-            try:
-                link.send_bytes(json.dumps(request).encode())
-                for head, example in self._answers(link, limits.seconds_per_file):
-                    if example is not None:
-                        yield example
-                        continue
-                    finished = True
-                    notes.update(head["notes"])
-                    if "reason" in head:
-                        raise MediaError(head["reason"], head["detail"])
-            except (EOFError, BrokenPipeError, ConnectionResetError) as error:
-                raise self._crashed() from error
-            finally:
-                if not finished:
-                    self.close()
+        if not self._lock.acquire(blocking=False):  # a second stream while the first is still being read
+            with contextlib.closing(DecoderBox(self._decoder)) as spare:
+                yield from spare._ask(request, limits, notes)
+            return
+        try:
+            yield from self._ask_child(request, limits, notes)
+        finally:
+            self._lock.release()
+
+    def _ask_child(
+        self, request: dict[str, Any], limits: LimitsOptions, notes: dict[str, Any]
+    ) -> Iterator[DecodedExample]:
+        link = self._ready(limits.memory_gib)
+        finished = False
+        try:
+            link.send_bytes(json.dumps(request).encode())
+            for head, example in self._answers(link, limits.seconds_per_file):
+                if example is not None:
+                    yield example
+                    continue
+                finished = True
+                notes.update(head["notes"])
+                if "reason" in head:
+                    raise MediaError(head["reason"], head["detail"])
+        except (EOFError, BrokenPipeError, ConnectionResetError) as error:
+            raise self._crashed() from error
+        finally:
+            if not finished:
+                self.close()
 
     def close(self) -> None:
         """End the child; the next file starts a new one."""

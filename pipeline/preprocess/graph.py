@@ -14,6 +14,7 @@ from pipeline.preprocess.ledger import LedgerRow
 from pipeline.preprocess.limits import LimitsOptions
 from pipeline.preprocess.listing import Source
 from pipeline.preprocess.task import ShardTask, run_task
+from pipeline.storage import explain_os_error
 
 _FEW_SOURCES = 256  # so many files are identified faster here than a Ray job starts
 _CHUNK_SOURCES = 64
@@ -83,6 +84,9 @@ def _make_shard(item: dict[str, Any]) -> dict[str, Any]:
         record = run_task(task)
     except HipError as error:
         return {"error": type(error).__name__, "message": str(error), "summary": b""}
+    except OSError as error:
+        explained = explain_os_error(error, str(error.filename or task.dataset))
+        return {"error": type(explained).__name__, "message": str(explained), "summary": b""}
     summary = TaskSummary(task.name, sum(row.examples for row in record.rows), record.rows)
     return {"error": "", "message": "", "summary": pickle.dumps(summary)}
 

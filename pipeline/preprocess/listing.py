@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pyarrow import fs
 
 from pipeline.preprocess.align import Segment
-from pipeline.storage import join, resolve
+from pipeline.storage import is_local, join, local_path, resolve
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -39,8 +39,14 @@ class Source:
     """The split that the source itself states."""
 
 
+def absolute(location: str) -> str:
+    """A place that every worker finds, whatever folder it runs in."""
+    return str(local_path(location)) if is_local(location) else location
+
+
 def list_media(location: str) -> list[Source]:
     """Every file below a folder, without labels; hidden ones (a leading dot) are left out."""
+    location = absolute(location)
     system, root = resolve(location)
     infos: Iterable[fs.FileInfo] = system.get_file_info(fs.FileSelector(root, recursive=True))
     found = []
@@ -48,7 +54,8 @@ def list_media(location: str) -> list[Source]:
         name = info.path[len(root.rstrip("/")) :].lstrip("/")
         if info.type == fs.FileType.Directory or any(part.startswith(".") for part in name.split("/")):
             continue
-        found.append(Source(name, join(location, name), info.size if info.is_file else 0, info.mtime_ns or 0))
+        opened = info.path if is_local(location) else join(location, name)
+        found.append(Source(name, opened, info.size if info.is_file else 0, info.mtime_ns or 0))
     return found
 
 
@@ -56,4 +63,4 @@ def stat_source(location: str, name: str) -> Source:
     """One file by its own path or URI."""
     system, path = resolve(location)
     info = system.get_file_info(path)
-    return Source(name, location, info.size if info.is_file else -1, info.mtime_ns or 0)
+    return Source(name, absolute(location), info.size if info.is_file else -1, info.mtime_ns or 0)

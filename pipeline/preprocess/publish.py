@@ -61,15 +61,13 @@ def _file_counts(plan: Plan, records: Sequence[TaskRecord], failed: Sequence[Led
 
 def _class_examples(plan: Plan, records: Sequence[TaskRecord]) -> dict[str, dict[str, int]]:
     """Examples of each class in each split."""
-    examples = {
-        (row.name, row.content_hash): row.examples for record in records for row in record.rows if row.status == "done"
-    }
     balance: dict[str, dict[str, int]] = {}
-    for source in plan.sources:
-        count = examples.get((source.name, source.content_hash), 0) if source.task else 0
-        for label in source.labels if count else ():
+    tasks = plan.tasks()
+    pairs = [pair for record in records for pair in zip(tasks[record.task], record.rows, strict=True)]
+    for source, row in pairs:
+        for label in source.labels if row.examples else ():
             counts = balance.setdefault(label, {})
-            counts[source.split] = counts.get(source.split, 0) + count
+            counts[source.split] = counts.get(source.split, 0) + row.examples
     return {label: dict(sorted(counts.items())) for label, counts in sorted(balance.items())}
 
 

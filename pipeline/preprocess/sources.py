@@ -19,8 +19,16 @@ def list_sources(options: PreprocessOptions) -> list[Source]:
     """Every file that the source names, by name; hidden files (a leading dot) are left out.
 
     Raises:
-        UserError: the source is missing, empty or of a kind that was not recognised.
+        UserError: the source is missing, empty, unreadable or of a kind that was not recognised.
     """
+    try:
+        return _list(options)
+    except OSError as error:
+        place = redact(options.source)
+        raise UserError(f"source={place} cannot be listed: {error.strerror or error}; check its permissions") from error
+
+
+def _list(options: PreprocessOptions) -> list[Source]:
     source = options.source
     if not exists(source):
         raise UserError(

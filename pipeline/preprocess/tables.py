@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
 from pipeline.preprocess.align import Segment
-from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, list_media, stat_source
+from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
 from pipeline.storage import is_local, join, read_bytes, redact
 
 Row = dict[str, Any]
@@ -28,7 +28,7 @@ def read_table_sources(location: str, kind: str, media_root: str | None) -> list
     Raises:
         UserError: not a list or table, or a column is missing or not a number.
     """
-    root = media_root or _parent(location)
+    root = absolute(media_root or _parent(location))
     content = read_bytes(location)
     kind = _recognise(location, content) if kind == "auto" else kind
     media = {item.name: item for item in list_media(root)}

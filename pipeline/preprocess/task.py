@@ -67,7 +67,7 @@ class _Shards:
     def add(self, row: ExampleRow) -> None:
         if self.writer is None:
             part = f"{len(self.records):03d}" if self.records else ""
-            metadata = {"recipe": self.task.recipe.to_dict(), "label_names": list(self.task.label_names)}
+            metadata = {"recipe": self.task.recipe.to_dict()}
             self.writer = ShardWriter(self.task.dataset, self.task.name + part, self.task.recipe.specs(), metadata)
         self.writer.add(row)
         self.written_bytes += sum(spec.row_bytes for spec in self.task.recipe.specs())

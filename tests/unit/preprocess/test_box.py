@@ -93,6 +93,12 @@ def test_memory_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     box.close()
 
 
+def test_two_streams_at_once(sound: Path) -> None:
+    pairs = zip(decode_file_boxed(str(sound), RECIPE), decode_file_boxed(str(sound), RECIPE), strict=True)
+    for left, right in pairs:
+        np.testing.assert_array_equal(left.arrays["audio"], right.arrays["audio"])
+
+
 def test_leaving_early_ends_the_child(sound: Path) -> None:
     box = DecoderBox()
     stream = box.decode(str(sound), RECIPE, LimitsOptions(), None, {})

@@ -36,6 +36,13 @@ def test_plain_folder(tmp_path: Path) -> None:
     assert Path(sources[0].location) == tmp_path / "a.wav"
 
 
+def test_locations_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "what? a folder/a.wav")
+    monkeypatch.chdir(tmp_path)
+    (source,) = found("what? a folder")
+    assert source.location == str(tmp_path / "what? a folder/a.wav")
+
+
 def test_file_uri_is_the_same_as_the_path(tmp_path: Path) -> None:
     touch(tmp_path, "x/a.wav")
     assert [source.name for source in found(f"file://{tmp_path}")] == ["x/a.wav"]
