@@ -57,15 +57,6 @@ class Classifier(nn.Module):
         weight, bias, mean, std = (value.detach().float().cpu().clone() for value in values)
         return Head(weight, bias, mean, std, self.level, self.task, tuple(self.label_names))
 
-    def depth_of(self, name: str) -> int:
-        """Blocks between a parameter and the head: 0 for the head, ``level + 2`` for embeddings and positions."""
-        parts = name.split(".")
-        if parts[0] == "head":
-            return 0
-        if parts[1] == "blocks":
-            return self.level - int(parts[2]) + 1
-        return self.level + 2 if parts[1] in ("embed", "positions", "position_projections") else 1
-
 
 def used_by_level(name: str, level: int) -> bool:
     """Whether a model's parameter has a part in the latents of ``level``; the decoder and the rest get no gradient."""

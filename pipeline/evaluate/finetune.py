@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.finetune_data import LabelledSplit
-from pipeline.evaluate.finetune_loop import FinetuneRun, LayerwiseEngine, train_to_end
+from pipeline.evaluate.finetune_loop import FinetuneRun, train_to_end
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.finetune_resume import defining, load_position, previous_checkpoint, record_of, run_name
 from pipeline.evaluate.head import save_head
@@ -29,6 +29,8 @@ from pipeline.tracking.client import Tracker
 from pipeline.tracking.options import TrackingOptions
 from pipeline.tracking.runs import open_run
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
+from pipeline.train.engine import TorchEngine
+from pipeline.train.options import EngineOptions
 from pipeline.train.resume import FAILED, FINISHED, INTERRUPTED, RunRecord
 from pipeline.train.state import TrainerState
 
@@ -102,7 +104,7 @@ def _assemble(
         manifest=manifest,
         start=start,
         classifier=classifier,
-        engine=LayerwiseEngine(classifier, options, _device(options)),
+        engine=_engine(options, classifier),
         data=data,
         state=TrainerState(seed=options.seed, options=defining(options), fingerprint=manifest.fingerprint),
         total_steps=options.duration.total_steps(len(data), options.batch.global_size),
@@ -144,6 +146,13 @@ def _validate(run: FinetuneRun, checkpoint: str, folder: str) -> EvaluationRepor
         tracking=TrackingOptions(enabled=False),
     )
     return evaluate(wanted)
+
+
+def _engine(options: FinetuneOptions, classifier: Classifier) -> TorchEngine:
+    """Pretraining's plain engine; ``optim.layer_decay`` counts blocks below the head, for only they are trained."""
+    given = options.trainer
+    engine = EngineOptions(kind="torch", precision=given.precision, gradient_clip=given.gradient_clip)
+    return TorchEngine(classifier, engine, options.optim, _device(options))
 
 
 def _level(options: FinetuneOptions, model: Any) -> int:

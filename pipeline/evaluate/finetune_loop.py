@@ -26,8 +26,6 @@ from pipeline.tracking.client import Tracker
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.loop import micro_batches
-from pipeline.train.optim import FiniteStep, build_optimizer, parameter_groups
-from pipeline.train.options import EngineOptions
 from pipeline.train.schedule import learning_rate_scale
 from pipeline.train.state import TrainerState
 
@@ -50,18 +48,6 @@ class FinetuneRun:
     total_steps: int
     writer: CheckpointWriter
     tracker: Tracker
-
-
-class LayerwiseEngine(TorchEngine):
-    """The plain engine with lower learning rates towards the input (Clark et al. 2020)."""
-
-    def __init__(self, module: Classifier, options: FinetuneOptions, device: torch.device) -> None:
-        engine = EngineOptions(
-            kind="torch", precision=options.trainer.precision, gradient_clip=options.trainer.gradient_clip
-        )
-        super().__init__(module, engine, options.optim, device)
-        groups = parameter_groups(self._trained.items(), options.optim, module.depth_of)
-        self._optimizer = FiniteStep(build_optimizer(groups, options.optim), engine.gradient_clip)
 
 
 def train_to_end(run: FinetuneRun) -> list[float]:
