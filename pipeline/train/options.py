@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.options import IngestOptions
@@ -57,7 +58,7 @@ class ModelOptions:
     """Which model, and what differs from its published form."""
 
     name: str = "hip_256"
-    overrides: dict[str, object] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from training_data import IMAGE, POINTS, write_dataset
 
 from hip_model.export import from_pretrained, load_metadata
-from pipeline.errors import TrainingDiverged, UserError
+from pipeline.errors import DataError, InfrastructureError, TrainingDiverged, UserError
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
 from pipeline.train.options import (
     BatchOptions,
@@ -229,6 +230,35 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     with pytest.raises(UserError, match=message):
         run_pretraining(replace(options, **changes))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_damaged_shard_ends_the_run_with_a_data_error(make_options: Make, tmp_path: Path) -> None:
+    shards = write_dataset(tmp_path / "damaged", train=16, validation=0)
+    shard = Path(shards) / "train-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    shard.write_bytes(bytes(content))
+    with pytest.raises(DataError) as caught:
+        run_pretraining(make_options(shards=shards))
+    assert caught.value.exit_code == 3
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_training_goes_on_without_two_checkpoints_but_not_without_three(make_options: Make, tmp_path: Path) -> None:
+    recorder = Recorder()
+    place = tmp_path / "runs" / "run" / "checkpoints"
+
+    def report(step: int, metrics: Mapping[str, float]) -> bool:
+        if step == 3:  # from now on nothing can be written there
+            shutil.rmtree(place)
+            place.write_text("in the way")
+        return recorder(step, metrics)
+
+    options = make_options(checkpoint=CheckpointOptions(every_steps=1), duration=DurationOptions(steps=20))
+    with pytest.raises(InfrastructureError, match="step_00000005 was not saved") as caught:
+        run_pretraining(options, report)
+    assert caught.value.exit_code == 5
+    assert max(recorder.losses) == 5
 
 
 @pytest.mark.parametrize("kind", ["constant_cosine", "step"])
