@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pipeline.storage import redact
 from pipeline.tracking.orphans import sweep_orphans
-from pipeline.tracking.server import Server
+from pipeline.tracking.server import Server, exclusive
 from pipeline.tracking.spool import Record, Segment, left_behind, now_ms
 from pipeline.tracking.system import sample
 
@@ -100,7 +100,7 @@ class Sender(threading.Thread):
                 self._replay(server, segment, first)
             else:
                 segment.close(remove=first is None)
-        self.run_id = server.ensure_run(opened)
+        self.run_id = self._ensure_run(server, opened)
 
     def _tidy(self, server: Server) -> None:
         """Send what other runs' dead processes left, then close the runs that nobody will close."""
@@ -114,12 +114,17 @@ class Sender(threading.Thread):
 
     def _replay(self, server: Server, segment: Segment, opened: Record) -> None:
         try:
-            self._send(server, segment, server.ensure_run(opened))
+            self._send(server, segment, self._ensure_run(server, opened, replay=True))
         except BaseException:
             segment.close(remove=False)
             raise
         segment.close(remove=True)
         logger.info("replayed what run %s could not send to the tracking server", opened["name"])
+
+    def _ensure_run(self, server: Server, opened: Record, replay: bool = False) -> str:
+        """Driver and worker may both be first to reach a server that returns; the run must still be made once."""
+        with exclusive(self._root.parent / "create.lock"):
+            return server.ensure_run(opened, replay)
 
     def _send(self, server: Server, segment: Segment, run_id: str | None) -> None:
         assert run_id is not None

@@ -48,10 +48,15 @@ class Server:
             self.client: Any = MlflowClient(tracking_uri=uri, registry_uri=uri)
             self.experiment_id = _ensure_experiment(self.client, uri, experiment, storage)
 
-    def ensure_run(self, opened: Record) -> str:
-        """The id of the run that ``opened`` (an ``open`` record) is for: by id, else by key, else a new one."""
+    def ensure_run(self, opened: Record, replay: bool = False) -> str:
+        """The id of the run that ``opened`` (an ``open`` record) is for: by id, else by key, else a new one.
+
+        It becomes RUNNING, unless this is the ``replay`` of what a dead process left: others may have ended it since.
+        """
         run_id = self._find_run(opened.get("resume"), opened["key"])
         if run_id is not None:
+            if replay:
+                return run_id
             self.client.update_run(run_id, status="RUNNING", name=opened["name"])
             self.client.set_tag(run_id, OWNER_TAG, opened["owner"])
             return run_id
@@ -160,8 +165,15 @@ def creation_lock(uri: str) -> Iterator[None]:
         yield
         return
     database = Path(uri.partition("///")[2].partition("?")[0])
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_name(f".{database.name}.lock").open("ab") as lock:
+    with exclusive(database.with_name(f".{database.name}.lock")):
+        yield
+
+
+@contextlib.contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock file at ``path`` against every other process (and thread) of this machine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -12,6 +12,7 @@ from pipeline.tracking import orphans
 from pipeline.tracking.options import TrackingOptions
 from pipeline.tracking.runs import open_run, spool_root
 from pipeline.tracking.server import Server
+from pipeline.tracking.spool import Segment
 
 OPTIONS = TrackingOptions(system_metrics=False)
 
@@ -166,6 +167,33 @@ def test_a_process_that_never_was_is_dead() -> None:
     free = max(psutil.pids()) + 100_000
     assert orphans.owner_is_dead(f"{orphans.this_owner().split(':')[0]}:{free}:1.00")
     assert not orphans.owner_is_dead("nonsense")
+
+
+def test_what_a_killed_worker_left_does_not_reopen_the_run_that_its_driver_ended(run_storage: Path) -> None:
+    with open_run(OPTIONS, str(run_storage), "run", "key") as driver:
+        pass
+    left = Segment.create(spool_root(str(run_storage), _uri(run_storage)))
+    key = _client(run_storage).get_run(driver.run_id).data.tags["hip.key"]
+    owner = orphans.this_owner().rpartition(":")[0] + ":1.00"
+    opened = {"kind": "open", "key": key, "name": "run", "ms": 1, "owner": owner, "parent": None, "resume": None}
+    for record in (opened, {"kind": "metrics", "ms": 5, "step": 3, "values": {"loss": 2.0}}):
+        left.append(record)
+    left.close(remove=False)
+    with open_run(OPTIONS, str(run_storage), "later") as later:
+        assert later.flush()
+    run = _client(run_storage).get_run(driver.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.metrics == {"loss": 2.0}
+
+
+def test_trackers_that_open_the_same_run_at_once_make_one(run_storage: Path) -> None:
+    trackers = [open_run(OPTIONS, str(run_storage), "shared", "key") for _ in range(4)]
+    for index, tracker in enumerate(trackers):
+        tracker.log_metrics({f"from_{index}": 1.0}, 0)
+    for tracker in trackers:
+        tracker.finish()
+    assert len({tracker.run_id for tracker in trackers}) == 1
+    assert len(_client(run_storage).get_run(trackers[0].run_id).data.metrics) == 4
 
 
 def test_a_deleted_run_is_replaced_by_the_one_with_its_key(run_storage: Path) -> None:
