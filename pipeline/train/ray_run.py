@@ -7,7 +7,7 @@ import threading
 from typing import Any
 
 from pipeline.errors import InfrastructureError
-from pipeline.storage import is_local, join, local_path
+from pipeline.storage import join
 from pipeline.train.assembly import Job
 from pipeline.train.checks import check_cluster
 from pipeline.train.outcome import Outcome
@@ -28,7 +28,7 @@ def run_with_ray(job: Job) -> None:
         thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
         thread.start()
         while thread.is_alive():  # in pieces, so that signals are handled
-            thread.join(0.5)
+            thread.join(0.2)
         if failures and Outcome.read(job.run_folder, job.record.attempts) is None:
             raise InfrastructureError(
                 f"training stopped after {job.options.scale.max_failures} restarts: {_last_lines(failures[0])}; "
@@ -67,9 +67,7 @@ def _fit(job: Job, failures: list[BaseException]) -> None:
             ),
             run_config=RunConfig(
                 name=f"{job.record.name}-{job.record.attempts}",
-                storage_path=join(
-                    options.storage if not is_local(options.storage) else str(local_path(options.storage)), ".ray"
-                ),
+                storage_path=join(options.storage, ".ray"),
                 failure_config=FailureConfig(max_failures=scale.max_failures),
             ),
         ).fit()

@@ -64,7 +64,16 @@ class RunRecord:
 def options_to_dict(options: PretrainOptions) -> dict[str, Any]:
     """The resolved options as plain JSON values, without credentials."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
-    return {key: redact(value) if isinstance(value, str) else value for key, value in values.items()}
+    return without_credentials(values)
+
+
+def without_credentials(values: Any) -> Any:
+    """The same tree with every URI's password and key removed."""
+    if isinstance(values, dict):
+        return {key: without_credentials(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [without_credentials(value) for value in values]
+    return redact(values) if isinstance(values, str) else values
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

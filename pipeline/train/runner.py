@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import HipError, InfrastructureError, Interrupted
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import redact
+from pipeline.storage import is_local, local_path, redact
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job
@@ -65,6 +65,7 @@ def run_pretraining(
         Interrupted: stopped on request, state saved.
         InfrastructureError: workers failed more often than allowed.
     """
+    options = with_absolute_places(options)
     check_options(options)
     manifest = Manifest.load(options.shards)
     planned = plan(options, manifest)
@@ -93,6 +94,15 @@ def run_pretraining(
         if record.status == RUNNING:
             _close_failed(job, error, tracker)
         raise
+
+
+def with_absolute_places(options: PretrainOptions) -> PretrainOptions:
+    """Local folders in full: workers run in folders of their own."""
+
+    def absolute(place: str) -> str:
+        return str(local_path(place)) if is_local(place) else place
+
+    return replace(options, shards=absolute(options.shards), storage=absolute(options.storage))
 
 
 def train_in_process(

@@ -74,7 +74,7 @@ class StopFile:
 
     def __init__(self, run_folder: str) -> None:
         self._place = join(run_folder, "stop")
-        self._seconds = 0.5 if is_local(run_folder) else 5.0
+        self._seconds = 0.2 if is_local(run_folder) else 5.0
         self._set = threading.Event()
         self._done = threading.Event()
 

@@ -40,7 +40,7 @@ from pipeline.train.runner import run_pretraining
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
 
-STEPS = 30
+STEPS = 120  # long enough to be caught in the act on a fast machine
 
 
 def make_options(folder: Path, name: str) -> PretrainOptions:
@@ -54,7 +54,7 @@ def make_options(folder: Path, name: str) -> PretrainOptions:
         optim=OptimOptions(learning_rate=3e-3),
         engine=EngineOptions(stage=1, precision="fp32"),
         scale=ScaleOptions(workers=2, cpus_per_worker=0.5),
-        checkpoint=CheckpointOptions(every_steps=3),
+        checkpoint=CheckpointOptions(every_steps=5),
         validation=ValidationOptions(every_steps=0),
         metrics=MetricsOptions(every_steps=1),
         figures=FigureOptions(every_steps=0),
@@ -91,18 +91,18 @@ def test_a_stopped_and_a_killed_run_end_with_the_undisturbed_loss_curve(tmp_path
     options = make_options(tmp_path, "disturbed")
     run_folder = tmp_path / "runs" / "disturbed"
 
-    once_at_step(run_folder, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    once_at_step(run_folder, 5, lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(Interrupted, match=r"hip pretrain .*run\.name=disturbed"):
         run_pretraining(options)
     record = json.loads((run_folder / "run.json").read_text())
     assert record["status"] == "interrupted"
     stopped_at = record["step"]
-    assert 3 <= stopped_at < STEPS
+    assert 5 <= stopped_at < STEPS
     newest = latest_checkpoint(str(run_folder))
     assert newest is not None
     assert read_state(newest).step == stopped_at  # saved where it stopped, not at the interval before
 
-    killer = once_at_step(run_folder, stopped_at + 3, kill_a_worker)
+    killer = once_at_step(run_folder, stopped_at + 5, kill_a_worker)
     result = run_pretraining(options)
     killer.join(1)
     assert not killer.is_alive()
