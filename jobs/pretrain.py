@@ -13,7 +13,8 @@ def run(options: PretrainOptions) -> None:
     if options.dry_run:
         return
     loss = result.metrics.get("loss")
-    print(f"{result.run_name}: {result.examples_consumed:,} examples" + (f", loss {loss:.4f}" if loss is not None else ""))
+    shown = "" if loss is None else f", loss {loss:.4f}"
+    print(f"{result.run_name}: {result.examples_consumed:,} examples{shown}")
     print(f"checkpoint: {result.checkpoint}")
     if result.tracking_run_id:
         print(f"tracked as {result.tracking_run_id}")
