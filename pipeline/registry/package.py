@@ -18,6 +18,7 @@ from pipeline.registry.bundle import CodeBundle, build_bundle
 from pipeline.registry.inference import Predictor
 from pipeline.registry.render import render
 from pipeline.registry.resolve import CONFIG, PACKAGED, WEIGHTS
+from pipeline.storage import redact
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ def _save_pyfunc(folder: Path, target: Path, bundle: CodeBundle, example: str, t
     for name in _MODEL_FILES:
         if (folder / name).exists():
             shutil.copyfile(folder / name, staged / name)
+    # The config remembers the training options; whoever may load the model may not log in to the tracking server.
+    (staged / CONFIG).write_text(redact((folder / CONFIG).read_text(encoding="utf-8")), encoding="utf-8")
     script = temporary / "served_model.py"
     script.write_text(_CODE.format(module=bundle.entry_module), encoding="utf-8")
     params = [ParamSpec("output", "string", "embeddings"), ParamSpec("top_k", "long", 5)]

@@ -20,7 +20,7 @@ from pipeline.registry.inference import Predictor
 from pipeline.registry.options import RegisterOptions
 from pipeline.registry.package import package_model
 from pipeline.registry.resolve import resolve_model
-from pipeline.storage import redact
+from pipeline.storage import exists, join, read_bytes, redact
 from pipeline.tracking.flatten import clean_tags
 from pipeline.tracking.server import Server
 
@@ -54,9 +54,10 @@ def register(options: RegisterOptions) -> RegisteredVersion:
     server = connect(options.tracking, options.storage)
     weights = weights_digest(folder)
     evaluations = find_evaluations(options.storage, weights)
-    run_id = _source_run(server.client, folder)
-    training = _training_facts(server.client, folder, run_id)
     predictor = Predictor.load(folder, device="cpu")
+    described = _run_description(folder, options.storage, predictor.loaded.metadata.get("run_name"))
+    run_id = _source_run(server.client, described.get("tracking_run_id"))
+    training = _training_facts(server.client, described, run_id)
     facts = CardFacts(options.name, options.description, options.licence, options.run, evaluations, training)
     card = model_card(predictor, facts)
     with tempfile.TemporaryDirectory(prefix="hip_register_") as temporary:
@@ -126,11 +127,10 @@ def _ensure_registered(client: Any, name: str) -> None:
             raise
 
 
-def _source_run(client: Any, folder: Path) -> str | None:
+def _source_run(client: Any, run_id: str | None) -> str | None:
     """The tracking run that trained the model, if it is known and still there."""
     from mlflow.exceptions import MlflowException
 
-    run_id = _run_description(folder).get("tracking_run_id")
     if not run_id:
         return None
     try:
@@ -146,19 +146,20 @@ def _own_run(server: Server, name: str) -> str:
     return str(run.info.run_id)
 
 
-def _run_description(folder: Path) -> dict[str, Any]:
-    """What run.json says about the run that a checkpoint folder belongs to; empty for a loose model folder."""
-    for parent in (folder, *folder.parents[:2]):
-        if (parent / "run.json").is_file():
+def _run_description(folder: Path, storage: str, run_name: str | None) -> dict[str, Any]:
+    """What run.json says about the run that trained a model: beside its checkpoints, or found by the run's name."""
+    places = [str(parent) for parent in (folder, *folder.parents[:2])]
+    places += [join(storage, run_name)] if run_name else []
+    for place in places:
+        if exists(join(place, "run.json")):
             with contextlib.suppress(ValueError):
-                return dict(json.loads((parent / "run.json").read_text()))
+                return dict(json.loads(read_bytes(join(place, "run.json"))))
     return {}
 
 
-def _training_facts(client: Any, folder: Path, run_id: str | None) -> dict[str, Any]:
-    described = _run_description(folder)
+def _training_facts(client: Any, described: dict[str, Any], run_id: str | None) -> dict[str, Any]:
     facts: dict[str, Any] = {
-        name: described[name] for name in ("run_name", "examples_consumed", "code_version") if name in described
+        name: described[name] for name in ("name", "examples_consumed", "step", "code_version") if name in described
     }
     if run_id is None:
         return facts

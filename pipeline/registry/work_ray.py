@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -48,7 +49,8 @@ def predict_on_ray(
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     if not ray.is_initialized():
-        ray.init(address="local", log_to_driver=False, num_cpus=workers + 1)
+        address = os.environ.get("RAY_ADDRESS", "local")  # set inside a Ray job
+        ray.init(address=address, log_to_driver=False)
     described = recipe.to_dict()
 
     def decode(item: dict[str, str]) -> list[Row]:

@@ -15,6 +15,8 @@ from pipeline.registry.options import RegisterOptions
 from pipeline.registry.register import EVALUATIONS_TAG, FINGERPRINT_TAG, register
 from pipeline.registry.resolve import resolve_model
 from pipeline.registry.safety import pickled_parts
+from pipeline.tracking.options import TrackingOptions
+from pipeline.tracking.runs import open_run
 
 
 def _client(storage: Path) -> MlflowClient:
@@ -49,6 +51,24 @@ def test_a_version_holds_model_card_tags_and_alias(run_storage: Path, tmp_path: 
     assert "media" in description["signature"]["inputs"]
     assert (package / "README.md").read_text() == entry.description
     assert "torch==" in (package / "requirements.txt").read_text()
+
+
+def test_the_run_that_trained_it_is_found_and_no_credentials_travel(run_storage: Path, tmp_path: Path) -> None:
+    with open_run(TrackingOptions(system_metrics=False), str(run_storage), "first") as tracker:
+        tracker.log_metrics({"gpu_hours": 1.5}, 1)
+    (run_storage / "first").mkdir()
+    record = {"name": "first", "tracking_run_id": tracker.run_id, "examples_consumed": 640}
+    (run_storage / "first" / "run.json").write_text(json.dumps(record))
+    model = make_model(tmp_path / "exported", with_head=False)
+    card = json.loads((model / "config.json").read_text())
+    card["metadata"] |= {"run_name": "first", "options": {"tracking": {"uri": "http://user:hunter2@host:5000"}}}
+    (model / "config.json").write_text(json.dumps(card))
+    version = register(RegisterOptions(str(model), "clips", str(run_storage), pytorch=False))
+    entry = _client(run_storage).get_model_version("clips", version.version)
+    assert entry.run_id == tracker.run_id
+    assert entry.tags["hip.training.examples_consumed"] == "640"
+    assert entry.tags["hip.training.gpu_hours"] == "1.5"
+    assert all(b"hunter2" not in path.read_bytes() for path in Path(version.package).rglob("*") if path.is_file())
 
 
 def test_a_failure_on_the_way_leaves_no_version(
