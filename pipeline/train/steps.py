@@ -27,7 +27,7 @@ class StepFacts:
     applied: bool
     learning_rate: float
     seconds: float
-    wait_seconds: float  # of the slowest worker
+    wait_seconds: float  # mean over workers, as seconds is
     stop_code: int  # what any worker knows: END, INTERRUPT, or 0
 
 
@@ -68,18 +68,17 @@ class StepRecord:
 
 def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[StepFacts]:
     """Sum the records of all workers and read them on the host: the only synchronisation of the loop."""
+    known = [float(stop_code == END), float(stop_code == INTERRUPT)]
     sums = torch.stack([record.vector() for record in records])
-    device = sums.device
-    waits = torch.tensor([[record.wait_seconds, record.seconds, float(stop_code)] for record in records])
-    waits = waits.double().to(device)
+    times = torch.tensor([[record.wait_seconds, record.seconds, *known] for record in records], dtype=torch.float64)
+    message = torch.cat([times.to(sums.device), sums], dim=1)
     if workers > 1:
-        distributed.all_reduce(sums)
-        distributed.all_reduce(waits, op=distributed.ReduceOp.MAX)
-    pairs = zip(records, sums.tolist(), waits.tolist(), strict=True)
-    return [_facts(record, numbers, slowest) for record, numbers, slowest in pairs]
+        distributed.all_reduce(message)
+    return [_facts(record, numbers, workers) for record, numbers in zip(records, message.tolist(), strict=True)]
 
 
-def _facts(record: StepRecord, sums: list[float], slowest: list[float]) -> StepFacts:
+def _facts(record: StepRecord, numbers: list[float], workers: int) -> StepFacts:
+    wait, seconds, end, interrupt, *sums = numbers
     losses, psnr = {}, {}
     for index, name in enumerate(record.modalities):
         loss, decibels, count = sums[1 + 3 * index : 4 + 3 * index]
@@ -94,7 +93,7 @@ def _facts(record: StepRecord, sums: list[float], slowest: list[float]) -> StepF
         gradient_norm=record.result.gradient_norm,
         applied=record.result.applied,
         learning_rate=record.learning_rate,
-        seconds=slowest[1],
-        wait_seconds=slowest[0],
-        stop_code=int(slowest[2]),
+        seconds=seconds / workers,
+        wait_seconds=wait / workers,
+        stop_code=INTERRUPT if interrupt else END if end else 0,
     )
