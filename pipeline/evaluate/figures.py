@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,12 +62,14 @@ def bars(name: str, title: str, values: Mapping[str, float], unit: str, limit: i
 def curves(
     name: str, title: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]], axis: tuple[str, str]
 ) -> Picture:
-    """One line per key through its (x, y) points; keys that start with ``baseline`` are dashed."""
+    """One line per key through its (x, y) points; keys that start with ``baseline`` are grey and broken."""
     figure = canvas(6.4, 3.6)
     axes = figure.subplots()
+    dashes = cycle(("--", ":", "-."))
     for key, (across, up) in lines.items():
         dashed = key.startswith("baseline")
-        axes.plot(across, up, "--" if dashed else "o-", label=key, color=_MUTED if dashed else None, markersize=4)
+        style = next(dashes) if dashed else "o-"
+        axes.plot(across, up, style, label=key, color=_MUTED if dashed else None, markersize=4)
     axes.set_xlabel(axis[0])
     axes.set_ylabel(axis[1])
     axes.legend(frameon=False, fontsize=8)

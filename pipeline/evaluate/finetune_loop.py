@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.loop import micro_batches
 from pipeline.train.schedule import learning_rate_scale
+from pipeline.train.signals import remove_stop, stop_on_signals
 from pipeline.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -48,33 +50,46 @@ class FinetuneRun:
     total_steps: int
     writer: CheckpointWriter
     tracker: Tracker
+    bad_steps: int = 0  # in a row, without a finite gradient
 
 
 def train_to_end(run: FinetuneRun) -> list[float]:
-    options, losses, bad_steps = run.options, [], 0
+    """Run to the last step and save; returns the losses of this process's steps.
+
+    Raises:
+        TrainingDiverged: several steps in a row without a finite gradient.
+        Interrupted: SIGINT or SIGTERM; the step was finished and its state saved.
+    """
+    options, folder, losses, stop = run.options, run.writer.run_folder, [], threading.Event()
     run.classifier.train(options.mode != "probe")
-    with BatchLoader(
-        run.data.reader, run.data.order, options.batch.global_size, start_examples=run.state.examples_consumed
-    ) as loader:
-        try:
-            while run.state.step < run.total_steps:
-                loss, applied = _step(run, next(loader))
-                losses.append(loss)
-                bad_steps = 0 if applied else bad_steps + 1
-                if bad_steps >= _BAD_STEPS_ALLOWED:
-                    raise TrainingDiverged(
-                        f"{bad_steps} steps in a row without a finite gradient at step {run.state.step}; "
-                        "lower optim.base_learning_rate or set trainer.gradient_clip"
-                    )
-                after_step(run, loss)
-        except KeyboardInterrupt as error:
-            save(run)
-            raise Interrupted(
-                f"stopped at step {run.state.step} of {run.total_steps}, state saved; the same command continues"
-            ) from error
-    if latest_checkpoint(run.writer.run_folder) is None or run.state.step % options.checkpoint.every_steps:
+    start = run.state.examples_consumed
+    loader = BatchLoader(run.data.reader, run.data.order, options.batch.global_size, start_examples=start)
+    with loader, stop_on_signals(folder, stop):
+        while run.state.step < run.total_steps:
+            loss, applied = _step(run, next(loader))
+            losses.append(loss)
+            run.bad_steps = 0 if applied else run.bad_steps + 1
+            _refuse_divergence(run)
+            after_step(run, loss)
+            if stop.is_set():
+                _stop(run)
+    if latest_checkpoint(folder) is None or run.state.step % options.checkpoint.every_steps:
         save(run)
     return losses
+
+
+def _refuse_divergence(run: FinetuneRun) -> None:
+    if run.bad_steps >= _BAD_STEPS_ALLOWED:
+        raise TrainingDiverged(
+            f"{run.bad_steps} steps in a row without a finite gradient at step {run.state.step}; "
+            "lower optim.base_learning_rate or set trainer.gradient_clip"
+        )
+
+
+def _stop(run: FinetuneRun) -> None:
+    save(run)
+    remove_stop(run.writer.run_folder)
+    raise Interrupted(f"stopped at step {run.state.step} of {run.total_steps}, state saved; the same command continues")
 
 
 def _step(run: FinetuneRun, batch: LoadedBatch) -> tuple[float, bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch import Tensor
 from hip_model.autoencoder import MaskedAutoencoder, Reconstruction
 from hip_model.masking import MaskConfig, mask_seeds
 from pipeline.evaluate.figures import Picture, curves
-from pipeline.evaluate.metrics import Estimate, bootstrap, decibel
+from pipeline.evaluate.metrics import Estimate, IntArray, bootstrap, decibel
 from pipeline.evaluate.report import Findings, Table
 from pipeline.evaluate.session import Session
 from pipeline.shards.reader import Batch
@@ -122,8 +123,7 @@ def _batch_errors(session: Session, answer: Reconstruction, name: str) -> np.nda
 def _estimates(session: Session, errors: MaskedErrors, peak: float) -> dict[str, Estimate]:
     options = session.options
 
-    def estimate(score: object) -> Estimate:
-        assert callable(score)
+    def estimate(score: Callable[[IntArray], float]) -> Estimate:
         return bootstrap(score, len(errors.model), options.interval, options.seed)
 
     return {

@@ -1,6 +1,8 @@
 """Fine-tuning on a tiny real dataset: it learns, resumes bit for bit, and refuses what cannot work."""
 
 import json
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -101,13 +103,14 @@ def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch):
         original(run, loss)
         seen.append(run.state.step)
         if len(seen) == 11:
-            raise KeyboardInterrupt
+            os.kill(os.getpid(), signal.SIGTERM)
 
     monkeypatch.setattr(module, "after_step", stop_once)
     with pytest.raises(Interrupted, match="step 11 of 20"):
         finetune(settings(run=RunOptions(name="cut"), **noisy))
     resumed = finetune(settings(run=RunOptions(name="cut"), **noisy))
     assert seen == list(range(1, 21))
+    assert not (Path(resumed.run_folder) / "stop").exists()
     assert resumed.losses == whole.losses[11:]
     expected, found = _weights(whole), _weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
