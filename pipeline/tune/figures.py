@@ -66,7 +66,7 @@ def parallel_picture(trials: Sequence[TrialResult], metric: str, mode: str) -> P
     figure = canvas(1.6 + 1.3 * len(keys), 4.0)
     axes = figure.subplots()
     order = _unit(values if mode == "min" else -values)
-    colours = matplotlib.colormaps["viridis_r"](order)
+    colours = matplotlib.colormaps["viridis"](order)
     for index in np.argsort(-order):
         axes.plot(range(len(spread)), [column[index] for column in spread], color=colours[index], lw=1.4, alpha=0.85)
     names = [key.removeprefix("dials.").split(".")[-1] for key in keys]
