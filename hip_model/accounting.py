@@ -234,4 +234,6 @@ def _position(config: HiPConfig | PerceiverIOConfig, modality: Modality, rows: i
         return Cost(modality.num_tokens * config.embedding_channels)
     if modality.shape is None:
         raise ConfigError(f"modality {modality.name!r} has no shape, which Fourier positions need")
-    return linear(rows, num_fourier_channels(len(modality.shape), config.fourier_bands), config.embedding_channels)
+    # The features are a constant of the model and are not kept a second time.
+    channels = num_fourier_channels(len(modality.shape), config.fourier_bands)
+    return linear(rows, channels, config.embedding_channels, keeps_input=False)

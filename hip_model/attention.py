@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from hip_model.init import Linear
 from hip_model.kernels.attention import HIDDEN_SCORE, any_key, few_keys_attention, grouped_attention
 from hip_model.kernels.recompute import recomputed
-from hip_model.kernels.squared_relu import squared_relu
 
 NORM_EPSILON = 1e-5
 
@@ -76,7 +75,7 @@ class MLP(nn.Module):
         self.output = Linear(widening * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.output(squared_relu(self.hidden(x)))
+        return self.output(self.hidden(x), after_squared_relu=True)
 
 
 class CrossAttention(nn.Module):

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hip_model.kernels.squared_relu import squared_relu_linear
+
 # Standard deviation of a standard normal restricted to [-2, 2].
 TRUNCATED_STD = 0.87962566103423978
 
@@ -33,13 +35,17 @@ class Linear(nn.Linear):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, *, transposed: bool = False) -> Tensor | tuple[Tensor, Tensor]:  # type: ignore[override]
-        """``[..., in] -> [..., out]``.
+    def forward(  # type: ignore[override]
+        self, x: Tensor, *, transposed: bool = False, after_squared_relu: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """``[..., in] -> [..., out]``; ``after_squared_relu``: of ``max(x, 0)^2``.
 
         ``transposed``: the two parts of a score in which ``x [..., out]`` meets this layer's output,
         ``x . (W y + b) = (x W) . y + x . b``: ``x W [..., in]`` and ``x . b [...]``. It lives here because sharded
         training gathers a weight only for the forward of its own module.
         """
+        if after_squared_relu:
+            return squared_relu_linear(x, self.weight, self.bias)
         if not transposed:
             return super().forward(x)
         return x @ self.weight.to(x.dtype), x @ self.bias.to(x.dtype)

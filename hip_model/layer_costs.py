@@ -41,10 +41,9 @@ def layer_norm(items: int, channels: int) -> Cost:
 
 
 def mlp(items: int, channels: int, widening: int) -> Cost:
-    """``channels -> widening * channels``, squared ReLU, and back; keeps the hidden values twice (squared or not)."""
+    """``channels -> widening * channels``, squared ReLU, and back; keeps the hidden values once."""
     hidden = widening * channels
-    squared_relu = Cost(saved_elements=items * hidden)
-    return linear(items, channels, hidden) + squared_relu + linear(items, hidden, channels)
+    return linear(items, channels, hidden) + linear(items, hidden, channels)
 
 
 def attention_products(groups: int, queries: int, keys: int, width: int, heads: int) -> Cost:

@@ -1,4 +1,7 @@
-"""Squared ReLU that keeps one tensor for its backward pass instead of two; naive twin: ``naive_squared_relu``."""
+"""Squared ReLU and the linear map after it as one step that keeps one tensor for its backward pass instead of three.
+
+Naive twin: ``linear(naive_squared_relu(x), weight, bias)``.
+"""
 
 from __future__ import annotations
 
@@ -7,26 +10,32 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import linear
 
 
-class _SquaredReLU(torch.autograd.Function):
+class _SquaredReLULinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         positive = x.relu()
-        ctx.save_for_backward(positive)
-        return positive * positive
+        ctx.save_for_backward(positive, weight)
+        return linear(positive * positive, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (positive,) = ctx.saved_tensors
-        return (gradient * positive).mul_(2.0)
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        positive, weight = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        rows = gradient.flatten(0, -2)
+        # The squares are made again: cheaper than keeping them.
+        to_weight = rows.t() @ (positive * positive).flatten(0, -2) if needs_weight else None
+        to_x = (gradient @ weight).mul_(positive).mul_(2.0) if needs_x else None
+        return to_x, to_weight, rows.sum(0) if needs_bias else None
 
 
-def squared_relu(x: Tensor) -> Tensor:
-    """``max(x, 0)^2`` elementwise."""
-    if torch.compiler.is_compiling():
-        # A compiler fuses the plain form itself.
-        return x.relu().square()
-    result: Tensor = _SquaredReLU.apply(x)
+def squared_relu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """``max(x, 0)^2 weight' + bias`` for ``x [..., in]``, ``weight [out, in]``."""
+    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+        # A compiler fuses the plain form itself, and autocast chooses the precision of each of its steps.
+        return linear(x.relu().square(), weight, bias)
+    result: Tensor = _SquaredReLULinear.apply(x, weight, bias)
     return result

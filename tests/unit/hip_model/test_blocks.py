@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import linear
 
 from hip_model import Modality, build_model
 from hip_model.attention import CrossAttention, Keys, SelfAttention
 from hip_model.kernels.attention import HIDDEN_SCORE, _attention, explicit_attention
 from hip_model.kernels.naive import naive_cross_attention, naive_self_attention, naive_squared_relu
 from hip_model.kernels.select_rows import select_rows
-from hip_model.kernels.squared_relu import squared_relu
+from hip_model.kernels.squared_relu import squared_relu_linear
 
 
 def _randomise(module: torch.nn.Module, seed: int) -> None:
@@ -82,14 +83,25 @@ def test_the_cheapest_form_follows_the_shapes() -> None:
     assert form(128, 3136, 128, 32, heads=2) == "plain"
 
 
-@given(shape=st.lists(st.integers(1, 7), min_size=1, max_size=3), seed=st.integers(0, 99))
-def test_squared_relu_equals_its_naive_twin(shape: list[int], seed: int) -> None:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-    squared_relu(mine).sin().sum().backward()
-    naive_squared_relu(theirs).sin().sum().backward()
-    torch.testing.assert_close(squared_relu(x), naive_squared_relu(x))
-    torch.testing.assert_close(mine.grad, theirs.grad)
+@given(shape=st.lists(st.integers(1, 5), min_size=1, max_size=3), out=st.integers(1, 4), seed=st.integers(0, 99))
+def test_squared_relu_and_its_linear_map_equal_the_naive_twin(shape: list[int], out: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    values = [torch.randn(size, generator=generator) for size in ([*shape, 3], (out, 3), (out,))]
+    upstream = torch.randn(*shape, out, generator=generator)
+    results = []
+    for run in (squared_relu_linear, lambda x, weight, bias: linear(naive_squared_relu(x), weight, bias)):
+        inputs = [value.clone().requires_grad_() for value in values]
+        output = run(*inputs)
+        output.backward(upstream)
+        results.append([output.detach(), *(x.grad for x in inputs)])
+    torch.testing.assert_close(*results)
+
+
+def test_frozen_weights_get_no_gradient() -> None:
+    x, weight, bias = torch.randn(2, 3, requires_grad=True), torch.randn(4, 3), torch.randn(4)
+    squared_relu_linear(x, weight, bias).sum().backward()
+    assert x.grad is not None
+    assert weight.grad is None
 
 
 @given(rows=st.integers(1, 12), batch=st.integers(1, 3), keep=st.integers(0, 12), seed=st.integers(0, 99))

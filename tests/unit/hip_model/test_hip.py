@@ -32,12 +32,12 @@ def small_config(**changes: object) -> HiPConfig:
 
 
 def randomised(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Every parameter away from its initial value, so that zero un-embeddings and unit scales hide nothing."""
+    """Every parameter away from its initial value, so that zeros and unit scales hide nothing; in float64."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
-    return model
+    return model.double()
 
 
 def random_inputs(modalities: list[Modality], batch: int = 2, seed: int = 1) -> dict[str, torch.Tensor]:
@@ -65,6 +65,7 @@ def random_selection(
 
 def assert_same(model: HiP, inputs: dict[str, torch.Tensor], selection: TokenSelection | None) -> None:
     """Outputs and every parameter's gradient agree with the naive twin; empty query slots do not count."""
+    inputs = {name: values.double() for name, values in inputs.items()}
     weights: dict[str, torch.Tensor] = {}
     results = []
     for run in (model, lambda *arguments: naive_forward(model, *arguments)):
@@ -86,13 +87,13 @@ def assert_same(model: HiP, inputs: dict[str, torch.Tensor], selection: TokenSel
         results.append((output, gradients, loss.detach()))
     (fast, fast_gradients, fast_loss), (naive, naive_gradients, naive_loss) = results
     for found, expected in zip(fast.latents, naive.latents, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(fast_loss, naive_loss, rtol=1e-4, atol=1e-3)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fast_loss, naive_loss, rtol=1e-5, atol=1e-4)
     for name, expected in naive_gradients.items():
         assert fast_gradients[name] is not None, f"{name} has no gradient"
         scale = max(float(expected.norm()), 1.0)
         torch.testing.assert_close(
-            fast_gradients[name], expected, rtol=0, atol=2e-4 * scale, msg=lambda m, n=name: f"{n}: {m}"
+            fast_gradients[name], expected, rtol=0, atol=1e-5 * scale, msg=lambda m, n=name: f"{n}: {m}"
         )
 
 
@@ -179,7 +180,7 @@ def test_order_inside_a_group_does_not_matter_and_order_across_groups_does() -> 
     inputs = random_inputs(modalities)
     before = model.encode(inputs)[0]
     for order, same in ((_swap(60, 2, 7), True), (_swap(60, 2, 12), False)):
-        moved = HiP(model.config, modalities).eval()
+        moved = HiP(model.config, modalities).double().eval()
         moved.load_state_dict(model.state_dict())
         with torch.no_grad():
             moved.positions["image"].weight.copy_(model.positions["image"].weight[order])
@@ -221,7 +222,7 @@ def test_masked_padding_is_inert_and_unmasked_padding_is_not() -> None:
             for k, v in model.state_dict().items()
             if k in lone.state_dict() and v.shape == lone.state_dict()[k].shape
         }
-        lone.load_state_dict(state, strict=False)
+        lone.double().load_state_dict(state, strict=False)
         with torch.no_grad():
             rows = slice(part.offset * block.num_latents, (part.offset + part.groups) * block.num_latents)
             lone.blocks[0].latents.weight.copy_(block.latents.weight[rows])
