@@ -19,8 +19,8 @@ def summary(report: PreprocessReport, shards: str) -> str:
     size = sum(shard.bytes for shard in manifest.shards)
     lines = [
         f"{shards}: {counts['examples']:,} examples ({splits}) in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB",
-        f"{counts['files']:,} files: {counts['done']:,} used, {counts['failed']:,} failed, {counts['skipped']:,} skipped, "
-        f"{counts['duplicates']:,} duplicates",
+        f"{counts['files']:,} files: {counts['done']:,} used, {counts['failed']:,} failed, "
+        f"{counts['skipped']:,} skipped, {counts['duplicates']:,} duplicates",
         f"fingerprint {manifest.fingerprint}",
     ]
     if report.quarantined:

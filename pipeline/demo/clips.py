@@ -71,7 +71,9 @@ def make_demo_clips(
     for kind, count in (("clip", num_clips), ("sound", num_sounds), ("image", num_images)):
         for index in range(count):
             scene = _draw_scene(derive_seed(seed, kind, index), DEMO_CLASSES[index % len(DEMO_CLASSES)])
-            suffix = {"clip": "mp4", "sound": "wav", "image": ("jpg", "png")[(index + index // len(DEMO_CLASSES)) % 2]}[kind]
+            suffix = {"clip": "mp4", "sound": "wav", "image": ("jpg", "png")[(index + index // len(DEMO_CLASSES)) % 2]}[
+                kind
+            ]
             path = folder / scene.kind.name / f"{kind}_{index:04d}.{suffix}"
             if not path.exists():
                 _write_file(path, kind, scene, size_pixels, clip_seconds)
