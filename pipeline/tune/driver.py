@@ -135,8 +135,8 @@ def _population(prepared: PreparedSearch, searcher: CandidateSearcher) -> dict[s
     return {"candidate": tune.grid_search(members), **changing}
 
 
-def _setting(key: str, spec: Any) -> Any:
-    return spec.config["candidate"]["settings"][key]
+def _setting(key: str, config: dict[str, Any]) -> Any:
+    return config["candidate"]["settings"][key]
 
 
 def build_scheduler(prepared: PreparedSearch) -> TrialScheduler:
@@ -157,7 +157,10 @@ def build_scheduler(prepared: PreparedSearch) -> TrialScheduler:
             for key, domain in prepared.space.domains.items()
         }  # fmt: skip
         return PopulationBasedTraining(
-            time_attr="step", perturbation_interval=grace, hyperparam_mutations=mutations, quantile_fraction=0.25
+            time_attr="step",
+            perturbation_interval=grace,
+            hyperparam_mutations=mutations,
+            quantile_fraction=0.25 if search.trials >= 4 else 0.5,
         )
     scheduler: TrialScheduler = load_factory("search.scheduler", search.scheduler)()
     return scheduler

@@ -63,7 +63,7 @@ def options(shards: str, storage: Path, tracked: bool = True, steps: int = 12, *
         checkpoint=CheckpointOptions(every_steps=3),
         validation=ValidationOptions(every_steps=0),
         tracking=TrackingOptions(enabled=tracked, system_metrics=False),
-        search=SearchOptions(**{"name": "small", "trials": 4, "max_concurrent": 1, **search}),
+        search=SearchOptions(**{"name": "small", "trials": 4, **({"max_concurrent": 1} | search)}),
     )
 
 
@@ -157,14 +157,9 @@ def test_a_trial_that_cannot_train_is_a_result(ray_cluster: None, shards: str, t
 
 def test_population_based_training_changes_settings_on_the_way(ray_cluster: None, shards: str, tmp_path: Path) -> None:
     rates = {"optim.learning_rate": {"low": 1e-9, "high": 1e-2, "log": True}}
-    found = run_search(
-        options(
-            shards, tmp_path, False, steps=18, trials=4, scheduler="pbt", budget="none", grace_steps=6, options=rates,
-            max_concurrent=4,
-        )
-    )  # fmt: skip
-    assert [trial.status for trial in found.trials] == [FINISHED] * 4
-    assert [trial.step for trial in found.trials] == [18] * 4
+    search = {"trials": 2, "scheduler": "pbt", "budget": "none", "grace_steps": 6, "options": rates}
+    found = run_search(options(shards, tmp_path, False, steps=36, max_concurrent=2, **search))
+    assert [(trial.status, trial.step) for trial in found.trials] == [(FINISHED, 36)] * 2
     started = [trial.candidate.settings["optim.learning_rate"] for trial in found.trials]
     ended = [
         json.loads((Path(trial.run_folder or "") / "run.json").read_text())["options"]["optim"]["learning_rate"]
