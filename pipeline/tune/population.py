@@ -14,11 +14,8 @@ from pipeline.train.resume import RunRecord, options_to_dict
 logger = logging.getLogger(__name__)
 
 
-def adopt_checkpoint(donor: str, own: str, options: PretrainOptions) -> None:
-    """Make the newest checkpoint of run folder ``donor`` the newest of ``own``, under ``options``.
-
-    The run keeps its name and its tracked run: what it computes changes, as population-based training means it to.
-    """
+def adopt_checkpoint(donor: str, own: str) -> None:
+    """Make the newest checkpoint of run folder ``donor`` the newest of ``own``."""
     checkpoint = latest_checkpoint(donor)
     if checkpoint is None:
         logger.info("%s has no checkpoint yet; training goes on from the run's own", donor)
@@ -30,6 +27,13 @@ def adopt_checkpoint(donor: str, own: str, options: PretrainOptions) -> None:
         system.delete_dir(path)
     system.create_dir(target, recursive=True)
     fs.copy_files(source, target, source_filesystem=system, destination_filesystem=system)
+
+
+def continue_under(own: str, options: PretrainOptions) -> None:
+    """Let a run go on under other options than it was started with, as population-based training means it to.
+
+    It keeps its name and its tracked run.
+    """
     record = RunRecord.read(own)
     if record is not None:
         record.options = options_to_dict(options)

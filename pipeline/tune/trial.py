@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.errors import TrainingDiverged
 from pipeline.train.options import PretrainOptions
 from pipeline.tune.candidates import Candidate
-from pipeline.tune.population import adopt_checkpoint
+from pipeline.tune.population import adopt_checkpoint, continue_under
 from pipeline.tune.remote_report import answered_by
 from pipeline.tune.results import DIVERGED, FAILED, FINISHED, OUT_OF_MEMORY
 from pipeline.tune.space import with_option
@@ -144,8 +144,10 @@ class Trial(tune.Trainable):
         from pipeline.train.runner import run_pretraining, train_in_process
 
         options = self._options()
-        if self._donor is not None and self._donor != self._run_folder():
-            adopt_checkpoint(self._donor, self._run_folder(), options)
+        if self._donor is not None:
+            if self._donor != self._run_folder():
+                adopt_checkpoint(self._donor, self._run_folder())
+            continue_under(self._run_folder(), options)
         if options.scale.workers <= 1:
             result = train_in_process(options, self._report, self._setup.parent_run_id)
         else:
