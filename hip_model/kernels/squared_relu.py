@@ -34,7 +34,9 @@ class _SquaredReLULinear(torch.autograd.Function):
 
 def squared_relu_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``max(x, 0)^2 weight' + bias`` for ``x [..., in]``, ``weight [out, in]``."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type):
+    device = x.device.type
+    autocast = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    if autocast or torch.compiler.is_compiling():
         # A compiler fuses the plain form itself, and autocast chooses the precision of each of its steps.
         return linear(x.relu().square(), weight, bias)
     result: Tensor = _SquaredReLULinear.apply(x, weight, bias)
