@@ -111,7 +111,8 @@ def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: A
             mode=options.search.mode,
             num_samples=1 if drawn_first else options.search.trials,
             max_concurrent_trials=concurrent,
-            reuse_actors=True,
+            # A population's member that is moved must be closed where it was, which Ray does not tell a kept worker.
+            reuse_actors=not drawn_first,
             trial_name_creator=_trial_name,
             trial_dirname_creator=_trial_name,
         ),

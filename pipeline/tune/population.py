@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from pyarrow import fs
 
-from pipeline.storage import join, resolve
+from pipeline.storage import is_local, join, local_path, resolve
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import RunRecord, options_to_dict
@@ -38,3 +41,16 @@ def continue_under(own: str, options: PretrainOptions) -> None:
     if record is not None:
         record.options = options_to_dict(options)
         record.write(own)
+
+
+@contextmanager
+def alone_in(run_folder: str) -> Iterator[None]:
+    """Wait until no other process of this machine trains in ``run_folder``: one that was moved may still be closing."""
+    if not is_local(run_folder):
+        yield
+        return
+    folder = local_path(run_folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".training.lock").open("ab") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

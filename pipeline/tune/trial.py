@@ -16,7 +16,7 @@ from pipeline import storage
 from pipeline.errors import TrainingDiverged
 from pipeline.train.options import PretrainOptions
 from pipeline.tune.candidates import Candidate
-from pipeline.tune.population import adopt_checkpoint, continue_under
+from pipeline.tune.population import adopt_checkpoint, alone_in, continue_under
 from pipeline.tune.remote_report import answered_by
 from pipeline.tune.results import DIVERGED, FAILED, FINISHED, OUT_OF_MEMORY
 from pipeline.tune.space import with_option
@@ -130,7 +130,8 @@ class Trial(tune.Trainable):
 
     def _train(self) -> None:
         try:
-            self._told.put(self._train_to_the_end())
+            with alone_in(self._run_folder()):
+                self._told.put(self._train_to_the_end())
         except TrainingDiverged as error:
             self._told.put(_Ended(DIVERGED, str(error)))
         except BaseException as error:
@@ -144,10 +145,9 @@ class Trial(tune.Trainable):
         from pipeline.train.runner import run_pretraining, train_in_process
 
         options = self._options()
-        if self._donor is not None:
-            if self._donor != self._run_folder():
-                adopt_checkpoint(self._donor, self._run_folder())
-            continue_under(self._run_folder(), options)
+        if self._donor is not None and self._donor != self._run_folder():
+            adopt_checkpoint(self._donor, self._run_folder())
+        continue_under(self._run_folder(), options)  # the candidate log already tells whose run this is
         if options.scale.workers <= 1:
             result = train_in_process(options, self._report, self._setup.parent_run_id)
         else:
