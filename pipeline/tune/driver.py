@@ -94,7 +94,8 @@ def _setup(prepared: PreparedSearch, parent_run_id: str | None) -> TrialSetup:
         tracking = replace(tracking, uri=resolve_uri(tracking, options.storage), system_metrics=False)
     trained = replace(plain_pretrain_options(options), tracking=tracking, resume="auto", dry_run=False)
     trials = join(prepared.folder, "trials")
-    return TrialSetup(trained, trials, options.search.metric, options.search.mode, parent_run_id)
+    search = options.search
+    return TrialSetup(trained, trials, search.metric, search.mode, parent_run_id, search.scheduler == "pbt")
 
 
 def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: Any, concurrent: int) -> tune.Tuner:

@@ -27,7 +27,7 @@ class Progress(Callback):
         result = trial.last_result or {}
         logger.info(
             "%s (%d of %d): %s %.5g at step %s | %s",
-            candidate.name,
+            trial,
             self._ended,
             self._trials,
             self._metric,
@@ -39,4 +39,4 @@ class Progress(Callback):
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed more often than allowed."""
         self._ended += 1
-        logger.warning("%s failed; the report says why", Candidate.from_dict(trial.config["candidate"]).name)
+        logger.warning("%s failed; the report says why", trial)

@@ -77,11 +77,8 @@ def _run_trials(prepared: PreparedSearch, parent_run_id: str | None) -> tuple[li
 
 def collect(prepared: PreparedSearch, grid: ResultGrid, candidates: list[Candidate]) -> list[TrialResult]:
     """One result for every candidate, in the order in which they were drawn."""
-    by_index: dict[int, Result] = {}
-    for found in grid:
-        if found.config and "candidate" in found.config:
-            by_index[found.config["candidate"]["index"]] = found
-    return [_trial_result(prepared, candidate, by_index.get(candidate.index)) for candidate in candidates]
+    by_name = {str(found.path).rstrip("/").rpartition("/")[2]: found for found in grid}
+    return [_trial_result(prepared, candidate, by_name.get(candidate.name)) for candidate in candidates]
 
 
 def _trial_result(prepared: PreparedSearch, candidate: Candidate, found: Result | None) -> TrialResult:

@@ -34,6 +34,7 @@ class TrialSetup:
     metric: str
     mode: str
     parent_run_id: str | None
+    is_population: bool = False  # settings and config wander between trials, names do not
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,12 @@ class Trial(tune.Trainable):
             self._thread.join(_CLOSING_SECONDS)
 
     def _run_folder(self) -> str:
-        return storage.join(self._setup.storage, Candidate.from_dict(self._config["candidate"]).name)
+        return storage.join(self._setup.storage, self._run_name())
+
+    def _run_name(self) -> str:
+        if self._setup.is_population:
+            return str(self.trial_name)
+        return Candidate.from_dict(self._config["candidate"]).name
 
     def _train(self) -> None:
         try:
@@ -163,7 +169,7 @@ class Trial(tune.Trainable):
         for key in candidate.training_settings:
             options = with_option(options, key, self._config[key])
         model = replace(options.model, name=candidate.model_name, overrides=candidate.overrides)
-        run = replace(options.run, name=candidate.name)
+        run = replace(options.run, name=self._run_name())
         return replace(options, model=model, storage=self._setup.storage, run=run)
 
     def _report(self, step: int, metrics: Mapping[str, float]) -> bool:

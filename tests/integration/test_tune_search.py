@@ -155,6 +155,7 @@ def test_a_trial_that_cannot_train_is_a_result(ray_cluster: None, shards: str, t
     assert found.best is good
 
 
+@pytest.mark.fault  # long: every member that is moved starts a process
 def test_population_based_training_changes_settings_on_the_way(ray_cluster: None, shards: str, tmp_path: Path) -> None:
     rates = {"optim.learning_rate": {"low": 1e-9, "high": 1e-2, "log": True}}
     search = {"trials": 2, "scheduler": "pbt", "budget": "none", "grace_steps": 6, "options": rates}
