@@ -60,7 +60,7 @@ DEVICES: dict[str, Device] = {
 }
 
 ROOFLINE_SHARE = Constant(0.64, "of the roofline", "eager PyTorch: 75 % of matrix products, 85 % of bandwidth, unfused")
-TRAFFIC_PER_SAVED_BYTE = Constant(
+TRAFFIC_PER_SAVED_BYTE = Constant(7.5, "B/B", "bytes moved by a step over bytes saved for backward: 7.0 to 8.5 by model")
     6.5, "B/B", "bytes moved by a step over bytes saved for backward: 5.5 to 6.9 by model"
 )
 CUDA_CONTEXT_BYTES = Constant(1.0 * 2**30, "B", "CUDA context and libraries of one process, assumed")
