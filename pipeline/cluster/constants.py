@@ -60,9 +60,7 @@ DEVICES: dict[str, Device] = {
 }
 
 ROOFLINE_SHARE = Constant(0.64, "of the roofline", "eager PyTorch: 75 % of matrix products, 85 % of bandwidth, unfused")
-TRAFFIC_PER_SAVED_BYTE = Constant(7.5, "B/B", "bytes moved by a step over bytes saved for backward: 7.0 to 8.5 by model")
-    6.5, "B/B", "bytes moved by a step over bytes saved for backward: 5.5 to 6.9 by model"
-)
+TRAFFIC_PER_SAVED_BYTE = Constant(7.5, "B/B", "bytes moved by a step over bytes saved for backward: 7.0 to 8.5")
 CUDA_CONTEXT_BYTES = Constant(1.0 * 2**30, "B", "CUDA context and libraries of one process, assumed")
 PROCESS_BYTES = Constant(0.5 * 2**30, "B", "a Python process with torch and Ray, measured")
 CPU_WORKSPACE = Constant(1.25, "of the activations", "transient buffers beside what is saved, measured on CPU")
