@@ -12,8 +12,8 @@ from hip_model.errors import ConfigError
 class Modality:
     """One kind of signal, an array ``[batch, num_tokens, num_channels]``.
 
-    ``shape`` gives the axes before flattening, ``(frames, height, width)``, ``(height, width)`` or ``(samples,)``; Fourier
-    positions and table resizing need it. ``token_order`` names how those axes were flattened.
+    ``shape`` gives the axes before flattening, ``(frames, height, width)``, ``(height, width)`` or ``(samples,)``;
+    Fourier positions and table resizing need it. ``token_order`` names how those axes were flattened.
 
     Raises:
         ConfigError: a count below 1, or a shape whose product is not ``num_tokens``.

@@ -13,8 +13,8 @@ EMPTY_SLOT = -1
 class TokenSelection:
     """Positions inside groups, per modality, ascending, with ``EMPTY_SLOT`` (-1) filling unused slots at the end.
 
-    ``visible[name]`` and ``queries[name]`` are integer tensors ``[batch, groups, slots]``, where ``groups`` are those the
-    modality owns and a value ``i`` in group ``g`` is token ``g * group_tokens + i`` of the modality (``group_tokens`` =
+    ``visible[name]`` and ``queries[name]`` are integer tensors ``[batch, groups, slots]``. ``groups`` are those the
+    modality owns, and a value ``i`` in group ``g`` is its token ``g * group_tokens + i`` (``group_tokens`` =
     ``ceil(num_tokens / groups)``). Values past the modality's last token count as empty. The batch axis may be 1 (one
     selection for the batch) and the group axis may be 1 (one pattern for all groups, the paper's group-wise mask).
 
