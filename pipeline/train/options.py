@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.errors import UserError, nearest
 from pipeline.ingest.options import IngestOptions
+from pipeline.ray_session import RayOptions
 from pipeline.tracking.options import TrackingOptions
 
 
@@ -315,6 +316,7 @@ class PretrainOptions:
     metrics: MetricsOptions = field(default_factory=MetricsOptions)
     figures: FigureOptions = field(default_factory=FigureOptions)
     ingest: IngestOptions = field(default_factory=IngestOptions)
+    ray: RayOptions = field(default_factory=RayOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
     def __post_init__(self) -> None:

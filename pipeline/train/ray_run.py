@@ -22,7 +22,7 @@ def run_with_ray(job: Job) -> None:
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
-    with ray_session(getattr(job.options, "ray", None)):
+    with ray_session(job.options.ray):
         check_cluster(job.options, ray.cluster_resources())
         failures: list[BaseException] = []
         thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)

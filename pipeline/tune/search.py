@@ -65,7 +65,7 @@ def run_search(options: TuneOptions) -> SearchResult:
 
 def _run_trials(prepared: PreparedSearch, parent_run_id: str | None) -> tuple[list[TrialResult], float | None]:
     """Results of all candidates, and the cost they were solved to."""
-    with ray_session(getattr(prepared.options, "ray", None)):
+    with ray_session(prepared.options.ray):
         from pipeline.tune.driver import drive
         from pipeline.tune.searcher import CandidateLog
         from pipeline.tune.timing import timer_on_workers
