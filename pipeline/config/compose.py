@@ -46,7 +46,7 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
 
 
 def _split_values(verb: str, overrides: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Part the overrides of plain keys that share a group's name (``evaluate model=…``): Hydra takes them for groups."""
+    """Part the overrides of plain keys that share a group's name (``evaluate model=…``)."""
     folder = importlib.resources.files("conf")
     file = folder.joinpath(f"{verb}.yaml")
     content = yaml.safe_load(file.read_text()) if file.is_file() else {}
