@@ -1,0 +1,66 @@
+"""Every verb's configuration composes into its typed options, and mistakes are named."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from jobs.__main__ import VERBS, main
+from pipeline.config import compose_config, load_options
+from pipeline.errors import UserError
+from pipeline.evaluate.options import EvaluateOptions
+from pipeline.train.options import PretrainOptions
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    assert f"hip {verb}" in capsys.readouterr().out
+    assert callable(importlib.import_module(f"jobs.{verb}").main)
+
+
+def test_values_and_groups_arrive_typed() -> None:
+    options = load_options(PretrainOptions, "pretrain", ["shards=/x", "model=hip_nano", "optim.betas=[0.9,0.99]"])
+    assert options.model.name == "hip_nano"
+    assert options.optim.betas == (0.9, 0.99)
+
+
+def test_a_key_may_share_a_groups_name() -> None:
+    options = load_options(EvaluateOptions, "evaluate", ["shards=/x", "model=models:/hip@champion"])
+    assert options.model == "models:/hip@champion"
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
+def test_experiments_compose(name: str) -> None:
+    verb = "finetune" if name.startswith("finetune") else "pretrain"
+    assert compose_config(verb, ["shards=/x", f"experiment={name}", *(["init=null"] if verb == "finetune" else [])])
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("modle=hip_16", "'model'"),
+        ("optim.weight_decy=1", "optim.weight_decay"),
+        ("model=hip_17", "'hip_16'"),
+        ("seed=abc", "seed=abc"),
+    ],
+)
+def test_a_mistake_names_the_way_out(override: str, named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        load_options(PretrainOptions, "pretrain", ["shards=/x", override])
+
+
+def test_a_required_key_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain"]) == 2
+    assert "shards is required" in capsys.readouterr().err
+
+
+def test_an_unknown_verb_and_one_not_built_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretran"]) == 2
+    assert "'pretrain'" in capsys.readouterr().err
+    assert main(["submit"]) == 2
+    assert "not built yet" in capsys.readouterr().err
