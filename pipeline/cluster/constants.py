@@ -54,7 +54,7 @@ DEVICES: dict[str, Device] = {
         Constant(60e9, "FLOP/s", "fp32 matrix product on one Zen 4 core, 51 to 69 measured"),
         Constant(23e9, "B/s", "copy on one Zen 4 core, measured"),
         Constant(8, "GiB", "assumed share of a machine"),
-        Constant(2e-3, "s", "host time of a small eager step, measured"),
+        Constant(2e-3, "s", "host time of a small eager step, assumed"),
         Constant(0.04, "USD/h", _CLOUD),
     ),
 }
@@ -62,8 +62,8 @@ DEVICES: dict[str, Device] = {
 ROOFLINE_SHARE = Constant(0.64, "of the roofline", "eager PyTorch: 75 % of matrix products, 85 % of bandwidth, unfused")
 TRAFFIC_PER_SAVED_BYTE = Constant(7.5, "B/B", "bytes moved by a step over bytes saved for backward: 7.0 to 8.5")
 CUDA_CONTEXT_BYTES = Constant(1.0 * 2**30, "B", "CUDA context and libraries of one process, assumed")
-PROCESS_BYTES = Constant(0.5 * 2**30, "B", "a Python process with torch and Ray, measured")
-CPU_WORKSPACE = Constant(1.25, "of the activations", "transient buffers beside what is saved, measured on CPU")
+PROCESS_BYTES = Constant(0.5 * 2**30, "B", "a Python process with torch and Ray, assumed")
+CPU_WORKSPACE = Constant(1.25, "of the activations", "transient buffers beside what is saved, assumed")
 SHARD_BYTES = Constant(512e6, "B", "default of hip preprocess")
 DECODE_SECONDS = {
     256: Constant(1 / 9.0, "core-s a clip", "2.56 s clips of 256p H.264 to 8 frames of 224 and 48 kHz, measured"),
