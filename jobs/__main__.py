@@ -20,11 +20,11 @@ VERBS = {
     "promote": "move an alias through a metric gate",
     "predict": "raw media to embeddings, labels or reconstructions",
     "plan": "parameters, memory, bytes and time of a job, before it starts",
+    "doctor": "what is wrong with this machine or cluster, and how to mend it",
+    "bench": "the benchmarks, each with its table and result file",
 }
 NOT_BUILT = {
     "submit": "the verb as a Ray job on a cluster",
-    "doctor": "checks of this machine or cluster",
-    "bench": "the benchmarks",
 }
 
 
