@@ -1,8 +1,8 @@
 """What every benchmark shares: timing in turns, peak memory, the machine's description, tables, result files.
 
-A result is JSON: ``{"benchmark", "date", "command", "environment", "notes", "rows"}``, and a row one metric of one case:
-``{"case", "metric", "unit", "better", "values", "median", "low", "high"}``. ``values`` are the repeats it was taken from,
-``low`` and ``high`` their quartiles, the spread that comparisons call noise.
+A result is JSON: ``{"benchmark", "date", "command", "environment", "notes", "rows"}``, and a row one metric of a case:
+``{"case", "metric", "unit", "better", "values", "median", "low", "high"}``. ``values`` are the repeats it was taken
+from, ``low`` and ``high`` their quartiles, the spread that comparisons call noise.
 """
 
 from __future__ import annotations
@@ -110,7 +110,8 @@ def peak_memory() -> Iterator[list[float]]:
     """
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")
-    start, peak = _status_mib("VmRSS"), []
+    start = _status_mib("VmRSS")
+    peak: list[float] = []
     yield peak
     peak.append(_status_mib("VmHWM") - start)
 
