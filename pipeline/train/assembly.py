@@ -40,6 +40,7 @@ from pipeline.train.profile import Profile
 from pipeline.train.resume import RunRecord
 from pipeline.train.state import TrainerState
 from pipeline.train.validation import Validation
+from pipeline.train.watch_hook import Watch
 from pipeline.train.watchdog import Watchdog
 
 logger = logging.getLogger(__name__)
@@ -53,6 +54,7 @@ class Job:
     run_folder: str
     record: RunRecord
     report: Report | None = None  # a search's, called on rank 0 at metric intervals
+    mailbox: Any = None  # where workers leave what the driver shows; none: they are in its process
 
 
 def build_trainer(
@@ -144,7 +146,8 @@ def build_hooks(
     """In the order in which they see a step: judge it, measure it, then save."""
     guard = Guard(options.guards)
     tokens = sum(spec.num_tokens for spec in manifest.modalities)
-    hooks: list[Hook] = [guard, Metrics(guard, tokens, flops, report)]
+    metrics = Metrics(guard, tokens, flops, report)
+    hooks: list[Hook] = [guard, metrics, Watch(metrics, guard)]
     if average is not None:
         hooks.append(average)
     held_out = manifest.splits.get(VALIDATION, 0)

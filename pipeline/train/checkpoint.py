@@ -3,29 +3,40 @@
 A checkpoint is a folder ``step_00000012`` with the portable model (``model.safetensors``, ``config.json``),
 ``trainer_state.json``, ``optimizer/part-*-of-*.safetensors`` (float32 weights and Adam moments, each worker its share
 of the names) and, written last, ``complete.json`` with all sizes. A folder without a matching ``complete.json`` does
-not count.
+not count. Training goes on while files are written: a save copies the state to the host, a thread does the rest.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as distributed
 from pyarrow import fs
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import HipError, InfrastructureError, UserError
-from pipeline.storage import explain_os_error, is_local, join, local_path, read_bytes, redact, resolve, write_atomic
+from pipeline.storage import explain_os_error, is_local, join, local_path, read_bytes, redact, resolve
+from pipeline.train.checkpoint_files import (
+    STATE,
+    delete,
+    is_complete,
+    publish,
+    staging_folder,
+    sweep_up,
+    upload,
+)
 from pipeline.train.engine import MOMENTS, Engine, ParameterState
 from pipeline.train.options import CheckpointOptions
 from pipeline.train.state import TrainerState
@@ -33,8 +44,6 @@ from pipeline.train.state import TrainerState
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"^step_(\d{8,})$")
-COMPLETE = "complete.json"
-STATE = "trainer_state.json"
 Weights = Mapping[str, torch.Tensor]
 Export = Callable[[Weights, Weights | None, Path], None]
 
@@ -57,17 +66,6 @@ def latest_checkpoint(run_folder: str) -> str | None:
     """The newest complete checkpoint of a run, if there is one."""
     found = list_checkpoints(run_folder)
     return found[-1] if found else None
-
-
-def is_complete(folder: str) -> bool:
-    """Whether every file that ``complete.json`` lists is there with its size."""
-    try:
-        sizes = json.loads(read_bytes(join(folder, COMPLETE)))["files"]
-    except (UserError, ValueError, KeyError):
-        return False
-    system, path = resolve(folder)
-    infos = system.get_file_info([f"{path}/{name}" for name in sizes])
-    return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))
 
 
 def read_state(folder: str) -> TrainerState:
@@ -126,6 +124,18 @@ def _local_copy(folder: str) -> Path:
     return target
 
 
+@dataclass(frozen=True)
+class _Snapshot:
+    """One worker's share of a moment, on the host: nothing in it changes while it is written."""
+
+    target: str
+    staging: Path
+    mine: Weights
+    weights: Weights  # all of them on rank 0, for the portable model
+    average: Weights | None
+    state: bytes
+
+
 @dataclass
 class CheckpointWriter:
     """Writes the checkpoints of one run; every method is called by all workers together."""
@@ -136,6 +146,10 @@ class CheckpointWriter:
     average: Callable[[], Weights | None] = lambda: None
     rank: int = 0
     workers: int = 1
+    _thread: threading.Thread | None = field(default=None, init=False, repr=False)
+    _target: str = field(default="", init=False, repr=False)
+    _trouble: str | None = field(default=None, init=False, repr=False)
+    _group: Any = field(default=None, init=False, repr=False)  # of its own: the thread talks while training does
 
     def save(self, engine: Engine, state: TrainerState) -> str:
         """Write one checkpoint and return its folder; nothing is visible under that name before it is whole.
@@ -143,75 +157,91 @@ class CheckpointWriter:
         Raises:
             InfrastructureError: it could not be written (a full disk); the earlier ones are untouched.
         """
-        target = join(self.run_folder, "checkpoints", checkpoint_name(state.step))
-        staging = self._staging(self._same_everywhere(uuid.uuid4().hex[:8]) or "")
+        self.begin(engine, state)
+        folder = self.wait()
+        assert folder is not None, "a save was begun"
+        return folder
+
+    def begin(self, engine: Engine, state: TrainerState) -> None:
+        """Copy the state to the host and write it in the background; the one before must have been waited for."""
+        assert self._thread is None, "one checkpoint at a time"
+        if self.workers > 1 and self._group is None:
+            self._group = distributed.new_group(backend="gloo", timeout=timedelta(hours=2))
+        token = _same_everywhere(uuid.uuid4().hex[:8], self.workers) or ""
+        average = self.average() if self.rank == 0 else None
+        mine, weights = self._collect(engine)
+        snapshot = _Snapshot(
+            target=join(self.run_folder, "checkpoints", checkpoint_name(state.step)),
+            staging=staging_folder(self.run_folder, token, self.rank),
+            mine=mine,
+            weights=weights,
+            average=None if average is None else {name: _to_host(value) for name, value in average.items()},
+            state=state.to_json(),
+        )
+        self._target, self._trouble = snapshot.target, "its writer died"
+        self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def wait(self) -> str | None:
+        """The folder of the checkpoint that was being written; none when there was none.
+
+        Raises:
+            InfrastructureError: it could not be written.
+        """
+        if self._thread is None:
+            return None
+        self.join()
+        self._thread = None
+        if self._trouble:
+            raise InfrastructureError(f"checkpoint {self._target.rsplit('/', 1)[1]} was not saved: {self._trouble}")
+        return self._target
+
+    def join(self, timeout_seconds: float | None = None) -> None:
+        """Let the files settle; ``wait`` still tells how it went."""
+        if self._thread is not None:
+            self._thread.join(timeout_seconds)
+
+    def _write(self, snapshot: _Snapshot) -> None:
+        """The thread: each worker its files, then rank 0 makes them visible once all are there."""
         trouble: str | None = None
-        mine, weights = self._collect(engine)  # all workers take part, whatever happens to their files
         try:
-            self._write_share(staging, mine, weights, state)
+            self._write_share(snapshot)
             if not is_local(self.run_folder):
-                _upload(staging, target)
-        except (OSError, HipError) as error:
-            trouble = str(explain_os_error(error, redact(target)) if isinstance(error, OSError) else error)
+                upload(snapshot.staging, snapshot.target)
+        except OSError as error:
+            trouble = str(explain_os_error(error, redact(snapshot.target)))
+        except (HipError, SafetensorError) as error:
+            trouble = str(error)
         problems = [problem for problem in self._from_all(trouble) if problem]
         if self.rank == 0:
-            trouble = problems[0] if problems else self._publish(staging, target)
-        trouble = self._same_everywhere(trouble)
+            trouble = problems[0] if problems else publish(snapshot.staging, snapshot.target, self.workers)
+            if not trouble:
+                self.prune()
+        trouble = _same_everywhere(trouble, self.workers, self._group)
         if self.rank == 0 or not is_local(self.run_folder):
-            shutil.rmtree(staging, ignore_errors=True)
-        if trouble:
-            raise InfrastructureError(f"checkpoint {checkpoint_name(state.step)} was not saved: {trouble}")
-        return target
-
-    def _staging(self, token: str) -> Path:
-        if is_local(self.run_folder):
-            return local_path(self.run_folder) / "checkpoints" / f".writing-{token}"
-        return Path(tempfile.gettempdir()) / f"hip-checkpoint-{token}-{self.rank}"
+            shutil.rmtree(snapshot.staging, ignore_errors=True)
+        self._trouble = trouble
 
     def _collect(self, engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """This worker's share of the state on the CPU, and on rank 0 all weights for the portable model."""
         mine: dict[str, torch.Tensor] = {}
         weights: dict[str, torch.Tensor] = {}
         for index, (name, parameter) in enumerate(engine.named_state()):
-            if index % self.workers == self.rank:
-                mine[f"weight/{name}"] = _to_host(parameter.weight)
+            is_mine = index % self.workers == self.rank
+            if is_mine or self.rank == 0:
+                weights[name] = _to_host(parameter.weight)
+            if is_mine:
+                mine[f"weight/{name}"] = weights[name]
                 mine |= {f"{key}/{name}": _to_host(value) for key, value in parameter.moments.items()}
-            if self.rank == 0:
-                weights[name] = mine.get(f"weight/{name}", _to_host(parameter.weight))
         return mine, weights
 
-    def _write_share(
-        self, staging: Path, mine: dict[str, torch.Tensor], weights: dict[str, torch.Tensor], state: TrainerState
-    ) -> None:
-        optimizer = staging / "optimizer"
+    def _write_share(self, snapshot: _Snapshot) -> None:
+        optimizer = snapshot.staging / "optimizer"
         optimizer.mkdir(parents=True, exist_ok=True)
-        save_file(mine, optimizer / f"part-{self.rank:05d}-of-{self.workers:05d}.safetensors")
+        save_file(dict(snapshot.mine), optimizer / f"part-{self.rank:05d}-of-{self.workers:05d}.safetensors")
         if self.rank == 0:
-            self.export(weights, self.average(), staging)
-            (staging / STATE).write_bytes(state.to_json())
-
-    def _publish(self, staging: Path, target: str) -> str | None:
-        """Give the checkpoint its name; returns what went wrong."""
-        try:
-            if not is_local(self.run_folder):
-                system, path = resolve(target)
-                files = [info for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.is_file]
-                sizes = {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
-                write_atomic(join(target, COMPLETE), json.dumps({"files": sizes}).encode())
-                return None
-            paths = [path for path in staging.rglob("*") if path.is_file()]
-            if len([path for path in paths if path.name.startswith("part-")]) != self.workers:
-                return f"not all workers see {staging.parent}; put storage on a file system that all nodes share"
-            sizes = {str(path.relative_to(staging)): path.stat().st_size for path in paths}
-            write_atomic(str(staging / COMPLETE), json.dumps({"files": sizes}).encode())
-            place = local_path(target)
-            if is_complete(target):  # the same step is the same state
-                return None
-            shutil.rmtree(place, ignore_errors=True)  # damaged
-            staging.rename(place)
-        except OSError as error:
-            return str(explain_os_error(error, redact(target)))
-        return None
+            self.export(snapshot.weights, snapshot.average, snapshot.staging)
+            (snapshot.staging / STATE).write_bytes(snapshot.state)
 
     def prune(self) -> None:
         """Delete what the options do not keep, and what killed writers left behind."""
@@ -220,43 +250,25 @@ class CheckpointWriter:
         every = self.options.keep_every_steps
         for folder in list_checkpoints(self.run_folder)[: -self.options.keep_last]:
             if not every or int(folder.rsplit("_", 1)[1]) % every:
-                _delete(folder)
-        if is_local(self.run_folder):
-            for leftover in (local_path(self.run_folder) / "checkpoints").glob(".writing-*"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                delete(folder)
+        sweep_up(self.run_folder)
 
     def _from_all(self, value: str | None) -> list[str | None]:
         if self.workers == 1:
             return [value]
         values: list[str | None] = [None] * self.workers
-        distributed.all_gather_object(values, value)
+        distributed.all_gather_object(values, value, group=self._group)
         return values
 
-    def _same_everywhere(self, value: str | None) -> str | None:
-        if self.workers == 1:
-            return value
-        values = [value]
-        distributed.broadcast_object_list(values, src=0)
-        return values[0]
+
+def _same_everywhere(value: str | None, workers: int, group: Any = None) -> str | None:
+    if workers == 1:
+        return value
+    values = [value]
+    distributed.broadcast_object_list(values, src=0, group=group)
+    return values[0]
 
 
 def _to_host(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", torch.float32).contiguous().clone()
-
-
-def _upload(staging: Path, target: str) -> None:
-    system, path = resolve(target)
-    for file in (file for file in staging.rglob("*") if file.is_file()):
-        place = f"{path}/{file.relative_to(staging)}"
-        system.create_dir(place.rsplit("/", 1)[0], recursive=True)
-        fs.copy_files(str(file), place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
-
-
-def _delete(folder: str) -> None:
-    """Delete a checkpoint; its marker first, so that a kill in between leaves nothing that looks whole."""
-    system, path = resolve(folder)
-    try:
-        system.delete_file(f"{path}/{COMPLETE}")
-        system.delete_dir(path)
-    except OSError as error:
-        logger.warning("could not delete the old checkpoint %s: %s", redact(folder), error)
+    """A copy of its own, float32."""
+    return torch.empty(tensor.shape, dtype=torch.float32).copy_(tensor.detach())

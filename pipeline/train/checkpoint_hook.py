@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import TYPE_CHECKING
 
 from pipeline.errors import InfrastructureError
@@ -41,12 +42,20 @@ class Checkpoints(Hook):
         self._due = self._due or step % trainer.options.checkpoint.every_steps == 0
         if not self._due or trainer.pending or not self.guard.is_healthy or step >= trainer.total_steps:
             return
+        began = time.perf_counter()
+        self._look_back(trainer)
+        trainer.begin_save()
+        self._due = False
+        if trainer.rank == 0:
+            trainer.tracker.log_metrics({"checkpoint_pause_seconds": time.perf_counter() - began}, step)
+
+    def _look_back(self, trainer: Trainer) -> None:
+        """How the save before went: the next one waits for it."""
         try:
-            trainer.save()
-            self.failures, self._due = 0, False
+            if trainer.end_save():
+                self.failures = 0
         except InfrastructureError as error:
             self.failures += 1
-            self._due = False
             if trainer.rank == 0:
                 logger.error("%s; training goes on (%d of %d failures)", error, self.failures, _FAILURES_TO_STOP)
             if self.failures >= _FAILURES_TO_STOP:

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as distributed
 
 from hip_model.masking import mask_seeds
-from pipeline.errors import Interrupted
+from pipeline.errors import InfrastructureError, Interrupted
 from pipeline.ingest.loader import BatchLoader, LoadedBatch
 from pipeline.seeding import derive_seed
 from pipeline.tracking.client import Tracker
@@ -22,6 +22,7 @@ from pipeline.train.checkpoint import CheckpointWriter, NamedStates, read_state
 from pipeline.train.engine import Engine
 from pipeline.train.hooks import Hook
 from pipeline.train.options import PretrainOptions
+from pipeline.train.progress import Progress, Show
 from pipeline.train.schedule import learning_rate_scale
 from pipeline.train.state import TrainerState
 from pipeline.train.steps import END, INTERRUPT, StepFacts, StepRecord, gather
@@ -56,8 +57,10 @@ class Trainer:
     workers: int = 1
     check_every_steps: int = 1
     beat: Callable[[], None] = lambda: None  # tells the watchdog that this worker lives
+    show: Show = field(default_factory=lambda: Progress(on_terminal=False).show)  # tells a person of an interval
     data_is_complete: bool = True  # every example has every modality
     last_checkpoint: str | None = None
+    checkpoint_seconds: float = 0.0  # that the last one took
     pending: list[StepRecord] = field(default_factory=list)
     recent: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=256))
     ending: bool = False  # rank 0 was told to end the run early
@@ -69,15 +72,38 @@ class Trainer:
         return peak * learning_rate_scale(self.options.schedule, self.state.step, self.total_steps)
 
     def save(self) -> None:
-        """Write a checkpoint of this moment."""
+        """Write a checkpoint of this moment, and wait for it."""
+        self.settle_save()
+        self.begin_save()
+        self.end_save()
+
+    def begin_save(self) -> None:
+        """Take a checkpoint of this moment; it is written while training goes on."""
         self.state.optimizer_steps = self.engine.optimizer_steps()
         self.state.engine = self.engine.extra_state()
         self.state.hooks = {hook.name: hook.state() for hook in self.hooks}
-        self.last_checkpoint = self.checkpoints.save(self.engine, self.state)
-        self.checkpoints.prune()
+        self.checkpoints.begin(self.engine, self.state)
+
+    def end_save(self) -> bool:
+        """Wait for the checkpoint that is being written, if one is; whether there was one.
+
+        Raises:
+            InfrastructureError: it could not be written.
+        """
+        folder = self.checkpoints.wait()
+        self.last_checkpoint = folder or self.last_checkpoint
+        return folder is not None
+
+    def settle_save(self) -> None:
+        """The same where a failure is no reason to stop: the next save shows whether it lasts."""
+        try:
+            self.end_save()
+        except InfrastructureError as error:
+            logger.error("%s", error)
 
     def roll_back(self) -> None:
         """Put the last checkpoint's weights and moments back; step and position stay, so bad examples are passed."""
+        self.settle_save()
         assert self.last_checkpoint is not None
         logger.warning("step %d: back to the weights of %s", self.state.step, self.last_checkpoint)
         earlier = read_state(self.last_checkpoint)

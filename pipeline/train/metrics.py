@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -19,8 +18,6 @@ from pipeline.train.steps import StepFacts
 if TYPE_CHECKING:
     from pipeline.train.loop import Trainer
 
-logger = logging.getLogger(__name__)
-
 Report = Callable[[int, Mapping[str, float]], bool]
 
 # Dense bf16 peaks by the makers' data sheets, in TFLOP/s.
@@ -28,7 +25,7 @@ _KNOWN_PEAKS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4"
 
 
 class Metrics(Hook):
-    """Averages over ``metrics.every_steps`` steps, sent to the tracker, the log and, if given, ``report``.
+    """Averages over ``metrics.every_steps`` steps, sent to the tracker, shown, and given to ``report`` if there is one.
 
     ``report(step, metrics)`` is for a search: it returns true to end the run at this step.
     """
@@ -60,7 +57,9 @@ class Metrics(Hook):
         self._window = []
         if trainer.rank == 0:
             trainer.tracker.log_metrics(self.latest, step)
-            logger.info("%s", line(step, trainer.total_steps, self.latest))
+            trainer.show(step, trainer.total_steps, self.latest)
+            if self.report is not None:
+                trainer.checkpoints.join()  # a search may copy files from here while it thinks
             if self.report is not None and self.report(step, dict(self.latest)):
                 trainer.ending = True
 
@@ -137,21 +136,3 @@ def _means(prefix: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]
         for name, value in row.items():
             found.setdefault(f"{prefix}/{name}", []).append(value)
     return {name: statistics.fmean(values) for name, values in found.items()}
-
-
-def line(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
-    """One line for a log."""
-    minutes = values.get("seconds_to_finish", 0.0) / 60
-    parts = [
-        f"step {step}/{total_steps}",
-        f"loss {values.get('loss', math.nan):.4f}",
-        *(f"{name} {values[name]:.1f} dB".replace("psnr_db/", "") for name in values if name.startswith("psnr_db/")),
-        f"lr {values['learning_rate']:.2e}",
-        f"grad {values.get('gradient_norm', math.nan):.3g}",
-        f"{values['examples_per_second']:.1f} examples/s",
-        f"wait {100 * values['data_wait_share']:.1f} %",
-        f"{values['memory_gib']:.1f} GiB",
-        f"{minutes:.1f} min left",
-    ]
-    bad = int(values.get("skipped_steps", 0) + values.get("non_finite_loss", 0) + values.get("loss_spikes", 0))
-    return " | ".join(parts + ([f"{bad} bad steps"] if bad else []))

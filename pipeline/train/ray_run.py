@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
+from contextlib import closing
+from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import InfrastructureError
@@ -11,8 +14,11 @@ from pipeline.storage import join
 from pipeline.train.assembly import Job
 from pipeline.train.checks import check_cluster
 from pipeline.train.outcome import Outcome
+from pipeline.train.progress import Progress, Reader, open_mailbox
 from pipeline.train.resume import resume_hint
 from pipeline.train.worker import train_worker
+
+logger = logging.getLogger(__name__)
 
 
 def run_with_ray(job: Job) -> None:
@@ -25,10 +31,14 @@ def run_with_ray(job: Job) -> None:
     with ray_session(job.options.ray):
         check_cluster(job.options, ray.cluster_resources())
         failures: list[BaseException] = []
-        thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
-        thread.start()
-        while thread.is_alive():  # in pieces, so that signals are handled
-            thread.join(0.2)
+        job = replace(job, mailbox=open_mailbox())
+        with Progress() as progress, closing(Reader(job.mailbox, progress.show)) as news:
+            thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
+            thread.start()
+            logger.info("starting %d worker(s) with Ray", job.options.scale.workers)
+            while thread.is_alive():  # in pieces, so that signals are handled
+                thread.join(0.2)
+                news.poll()
         if failures and Outcome.read(job.run_folder, job.record.attempts) is None:
             raise InfrastructureError(
                 f"training stopped after {job.options.scale.max_failures} restarts: {_last_lines(failures[0])}; "

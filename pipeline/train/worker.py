@@ -22,12 +22,14 @@ from pipeline.train.loop import StopFlag, Trainer, train
 from pipeline.train.metrics import Metrics, Report
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
+from pipeline.train.progress import worker_news
 from pipeline.train.resume import DIVERGED, FAILED, FINISHED, INTERRUPTED
 from pipeline.train.validation import Validation
 from pipeline.train.watchdog import StopFile
 
 logger = logging.getLogger(__name__)
 
+_LAST_SAVE_SECONDS = 60.0
 _STATUS = {Interrupted: INTERRUPTED, TrainingDiverged: DIVERGED}
 
 
@@ -61,16 +63,25 @@ def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | 
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     attempt = job.record.attempts
     with ExitStack() as stack:
+        show = stack.enter_context(worker_news(job.mailbox, rank))
         tracker = _open_tracker(job) if rank == 0 else Tracker()
+        trainer: Trainer | None = None
         try:
             trainer = build_trainer(job, device, stop, report, tracker, stack)
+            trainer.show = show
+            if rank == 0:
+                logger.info("workers are up: training from step %d to %d", trainer.state.step, trainer.total_steps)
             train(trainer)
             outcome = _outcome(trainer, FINISHED, attempt)
         except (Interrupted, TrainingDiverged) as error:  # raised by all workers together
+            assert trainer is not None, "raised by training only"
+            trainer.settle_save()
             outcome = _outcome(trainer, _STATUS[type(error)], attempt, error)
         except (HipError, ValueError, TypeError, KeyError, AttributeError) as error:
             known = _as_ours(error)
             logger.exception("rank %d failed", rank)
+            if trainer is not None:
+                trainer.checkpoints.join(_LAST_SAVE_SECONDS)  # the other workers' threads still answer
             Outcome(FAILED, attempt, str(known), type(known).__name__).write(job.run_folder)
             tracker.finish("FAILED")
             raise known from error

@@ -1,6 +1,7 @@
 """Real Ray Train and DeepSpeed, two workers: SIGTERM, then a killed worker; the loss curve does not notice."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -84,7 +85,10 @@ def kill_a_worker() -> None:
     workers[0].send_signal(signal.SIGKILL)
 
 
-def test_a_stopped_and_a_killed_run_end_with_the_undisturbed_loss_curve(tmp_path: Path) -> None:
+def test_a_stopped_and_a_killed_run_end_with_the_undisturbed_loss_curve(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "pipeline")
     write_dataset(tmp_path / "shards", train=24, validation=8)
     quiet = replace(make_options(tmp_path, "undisturbed"), tracking=TrackingOptions(enabled=False))
     (expected,) = run_on_two_ranks(tmp_path / "ranks", [quiet])
@@ -112,6 +116,8 @@ def test_a_stopped_and_a_killed_run_end_with_the_undisturbed_loss_curve(tmp_path
     assert state.step == STEPS
     assert dict(enumerate(state.hooks["guards"]["losses"], start=1)) == expected
     assert from_pretrained(result.checkpoint) is not None
+    assert "resumed from" in caplog.text  # what a worker says reaches the driver
+    assert "step 120/120 | loss" in caplog.text
     assert_one_tracked_run(tmp_path, result.tracking_run_id)
 
 

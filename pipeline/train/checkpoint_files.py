@@ -1,0 +1,87 @@
+"""The file side of a checkpoint: written under a temporary name, made visible in one move, deleted marker first."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+from pathlib import Path
+
+from pyarrow import fs
+
+from pipeline.errors import UserError
+from pipeline.storage import explain_os_error, is_local, join, local_path, read_bytes, redact, resolve, write_atomic
+
+logger = logging.getLogger(__name__)
+
+COMPLETE = "complete.json"
+STATE = "trainer_state.json"
+
+
+def is_complete(folder: str) -> bool:
+    """Whether every file that ``complete.json`` lists is there with its size."""
+    try:
+        sizes = json.loads(read_bytes(join(folder, COMPLETE)))["files"]
+    except (UserError, ValueError, KeyError):
+        return False
+    system, path = resolve(folder)
+    infos = system.get_file_info([f"{path}/{name}" for name in sizes])
+    return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))
+
+
+def staging_folder(run_folder: str, token: str, rank: int) -> Path:
+    """Where a checkpoint is written first: beside its place, shared by all workers, or on this machine for a URI."""
+    if is_local(run_folder):
+        return local_path(run_folder) / "checkpoints" / f".writing-{token}"
+    return Path(tempfile.gettempdir()) / f"hip-checkpoint-{token}-{rank}"
+
+
+def upload(staging: Path, target: str) -> None:
+    """Copy this worker's files to a remote checkpoint folder."""
+    system, path = resolve(target)
+    for file in (file for file in staging.rglob("*") if file.is_file()):
+        place = f"{path}/{file.relative_to(staging)}"
+        system.create_dir(place.rsplit("/", 1)[0], recursive=True)
+        fs.copy_files(str(file), place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
+
+
+def publish(staging: Path, target: str, workers: int) -> str | None:
+    """Give a checkpoint whose files are all there its name; returns what went wrong."""
+    try:
+        if not is_local(target):
+            system, path = resolve(target)
+            files = [info for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.is_file]
+            sizes = {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
+            write_atomic(join(target, COMPLETE), json.dumps({"files": sizes}).encode())
+            return None
+        paths = [path for path in staging.rglob("*") if path.is_file()]
+        if len([path for path in paths if path.name.startswith("part-")]) != workers:
+            return f"not all workers see {staging.parent}; put storage on a file system that all nodes share"
+        sizes = {str(path.relative_to(staging)): path.stat().st_size for path in paths}
+        write_atomic(str(staging / COMPLETE), json.dumps({"files": sizes}).encode())
+        place = local_path(target)
+        if is_complete(target):  # the same step is the same state
+            return None
+        shutil.rmtree(place, ignore_errors=True)  # damaged
+        staging.rename(place)
+    except OSError as error:
+        return str(explain_os_error(error, redact(target)))
+    return None
+
+
+def delete(folder: str) -> None:
+    """Delete a checkpoint; its marker first, so that a kill in between leaves nothing that looks whole."""
+    system, path = resolve(folder)
+    try:
+        system.delete_file(f"{path}/{COMPLETE}")
+        system.delete_dir(path)
+    except OSError as error:
+        logger.warning("could not delete the old checkpoint %s: %s", redact(folder), error)
+
+
+def sweep_up(run_folder: str) -> None:
+    """Delete what killed writers left behind; call it while nothing is being written."""
+    if is_local(run_folder):
+        for leftover in (local_path(run_folder) / "checkpoints").glob(".writing-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
