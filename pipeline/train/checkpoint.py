@@ -13,6 +13,7 @@ import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -146,8 +147,11 @@ class CheckpointWriter:
     average: Callable[[], Weights | None] = lambda: None
     rank: int = 0
     workers: int = 1
+    whole: str | None = None  # the newest folder that is written, and how long it took
+    seconds: float = 0.0
     _thread: threading.Thread | None = field(default=None, init=False, repr=False)
     _target: str = field(default="", init=False, repr=False)
+    _began: float = field(default=0.0, init=False, repr=False)
     _trouble: str | None = field(default=None, init=False, repr=False)
     _group: Any = field(default=None, init=False, repr=False)  # of its own: the thread talks while training does
 
@@ -165,6 +169,7 @@ class CheckpointWriter:
     def begin(self, engine: Engine, state: TrainerState) -> None:
         """Copy the state to the host and write it in the background; the one before must have been waited for."""
         assert self._thread is None, "one checkpoint at a time"
+        began = time.perf_counter()
         if self.workers > 1 and self._group is None:
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(hours=2))
         token = _same_everywhere(uuid.uuid4().hex[:8], self.workers) or ""
@@ -178,6 +183,7 @@ class CheckpointWriter:
             average=None if average is None else {name: _to_host(value) for name, value in average.items()},
             state=state.to_json(),
         )
+        self._began = began
         self._target, self._trouble = snapshot.target, "its writer died"
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="checkpoint", daemon=True)
         self._thread.start()
@@ -221,6 +227,8 @@ class CheckpointWriter:
         if self.rank == 0 or not is_local(self.run_folder):
             shutil.rmtree(snapshot.staging, ignore_errors=True)
         self._trouble = trouble
+        if not trouble:
+            self.whole, self.seconds = snapshot.target, time.perf_counter() - self._began
 
     def _collect(self, engine: Engine) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """This worker's share of the state on the CPU, and on rank 0 all weights for the portable model."""

@@ -60,7 +60,6 @@ class Trainer:
     show: Show = field(default_factory=lambda: Progress(on_terminal=False).show)  # tells a person of an interval
     data_is_complete: bool = True  # every example has every modality
     last_checkpoint: str | None = None
-    checkpoint_seconds: float = 0.0  # that the last one took
     pending: list[StepRecord] = field(default_factory=list)
     recent: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=256))
     ending: bool = False  # rank 0 was told to end the run early

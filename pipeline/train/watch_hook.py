@@ -46,7 +46,7 @@ class Watch(Hook):
         """Say that the run is there."""
         run = trainer.checkpoints.run_folder.partition("?")[0].rstrip("/").rpartition("/")[2]
         self._exporter = Exporter(run=run, rank=str(trainer.rank))
-        self._checkpoint = trainer.last_checkpoint
+        self._checkpoint = trainer.checkpoints.whole
         self._moved(trainer)
         if trainer.rank == 0:
             self._exporter.set("hip_train_active", 1.0)
@@ -88,11 +88,12 @@ class Watch(Hook):
             self._exporter.set("hip_train_step", trainer.state.step)
 
     def _show_checkpoint(self, trainer: Trainer) -> None:
-        """Seen at the step after it was saved, for saving comes last."""
-        if trainer.rank != 0 or trainer.last_checkpoint == self._checkpoint:
+        """One that was written since the step before."""
+        written = trainer.checkpoints
+        if trainer.rank != 0 or written.whole == self._checkpoint:
             return
-        self._checkpoint = trainer.last_checkpoint
-        self._exporter.set("hip_train_checkpoint_seconds", trainer.checkpoint_seconds)
+        self._checkpoint = written.whole
+        self._exporter.set("hip_train_checkpoint_seconds", written.seconds)
         self._exporter.set("hip_train_last_checkpoint_timestamp_seconds", time.time())
 
     def _show_disk(self, trainer: Trainer) -> None:
