@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import tempfile
@@ -57,26 +58,40 @@ def _start(options: RayOptions) -> str | None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # report() waits for this poll
     address = options.address or os.environ.get("RAY_ADDRESS")
-    folder = None
     try:
         if address and address != "local":
-            ray.init(address=address, log_to_driver=True)
+            ray.init(address=address, log_to_driver=True, logging_level=logging.WARNING)
             return None
         # Ray's own token file would be shared with other clusters of this user; this one listens on loopback only.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-        # A folder of its own, short: socket paths end at 107 bytes, and a stale address file there misleads ray.init.
-        folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+        return _start_here(options)
+    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
+        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        raise InfrastructureError(
+            f"could not {where}: {error}; check it with `ray status` and run the command again"
+        ) from error
+
+
+def _start_here(options: RayOptions, attempts: int = 2) -> str:
+    """A Ray of our own, tried twice: on a busy machine its processes may miss the half minute that it gives them."""
+    import ray
+
+    # A folder of its own, short: socket paths end at 107 bytes, and a stale address file there misleads ray.init.
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    try:
         ray.init(
             address="local",
             num_cpus=options.num_cpus or max(2, os.cpu_count() or 2),
             object_store_memory=int(options.object_store_gib * 2**30),
             include_dashboard=True,  # without it, stopped trials keep their placement groups
             log_to_driver=False,
+            logging_level=logging.WARNING,
             _temp_dir=folder,
         )
-    except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
-        where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
-        raise InfrastructureError(
-            f"could not {where}: {error}; check it with `ray status` and run the command again"
-        ) from error
+    except Exception as error:  # a start that times out is a bare Exception
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        if attempts == 1:
+            raise RuntimeError(str(error)) from error
+        return _start_here(options, attempts - 1)
     return folder

@@ -65,6 +65,7 @@ def _map(function: Any, items: list[dict[str, Any]], workers: int | None) -> Ite
     from ray.data import DataContext
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # "progress bars disabled"
     context = DataContext.get_current()
     context.enable_progress_bars = False  # our own lines count files, not blocks
     dataset = ray.data.from_items(items, override_num_blocks=len(items))

@@ -96,9 +96,9 @@ def _load_task(location: str) -> TaskRecord | None:
         head: dict[str, Any] = json.loads(table.schema.metadata[_METADATA_KEY])
         shards = tuple(ShardRecord.from_dict(shard) for shard in head["shards"])
         rows = tuple(LedgerRow(**row) for row in table.to_pylist())
-    except (pa.ArrowInvalid, DataError, OSError, KeyError, TypeError, ValueError):
+        return TaskRecord(str(head["task"]), str(head["recipe"]), shards, rows)
+    except (pa.ArrowException, DataError, OSError, KeyError, TypeError, ValueError):
         return None
-    return TaskRecord(head["task"], head["recipe"], shards, rows)
 
 
 def _rows_table(rows: Iterable[LedgerRow]) -> pa.Table:

@@ -184,8 +184,9 @@ def extend_plan(plan: Plan, found: Iterable[tuple[Source, Identity]], shard_byte
     return replace(plan, label_names=(*plan.label_names, *sorted(names)), sources=tuple(everything))
 
 
-def expected_bytes(seconds: float, recipe: TokenRecipe) -> float:
-    """Token bytes that a source of this claimed duration will give."""
+def source_bytes(source: PlannedSource, recipe: TokenRecipe) -> float:
+    """Token bytes that a source should give, by the duration that it claims and the part of it that may be used."""
+    seconds = min(source.seconds, source.segment[1]) - source.segment[0] if source.segment else source.seconds
     row_bytes = sum(spec.row_bytes for spec in recipe.specs())
     return row_bytes * max(1.0, math.floor(seconds / recipe.stride))
 
@@ -227,20 +228,17 @@ def _split_of(content_hash: str, plan: Plan) -> str:
 def _assign_tasks(
     fresh: Sequence[PlannedSource], kept: Sequence[PlannedSource], recipe: TokenRecipe, shard_bytes: float
 ) -> list[PlannedSource]:
-    def size(source: PlannedSource) -> float:
-        seconds = min(source.seconds, source.segment[1]) - source.segment[0] if source.segment else source.seconds
-        return expected_bytes(seconds, recipe)
-
-    target = min(shard_bytes, sum(map(size, fresh)) / _FEWEST_TASKS)
+    sizes = {source.key: source_bytes(source, recipe) for source in fresh}
+    target = min(shard_bytes, sum(sizes.values()) / _FEWEST_TASKS)
     assigned: list[PlannedSource] = []
     for split in ("train", "validation"):
         number = len({source.task for source in kept if source.split == split})
         filled, count = 0.0, 0
         for source in sorted((item for item in fresh if item.split == split), key=lambda item: item.key):
-            if count and (filled + size(source) > target or count == _MOST_SOURCES):
+            if count and (filled + sizes[source.key] > target or count == _MOST_SOURCES):
                 number, filled, count = number + 1, 0.0, 0
             assigned.append(replace(source, task=f"{split}-{number:05d}"))
-            filled, count = filled + size(source), count + 1
+            filled, count = filled + sizes[source.key], count + 1
     return assigned
 
 

@@ -17,11 +17,20 @@ from pipeline.preprocess.limits import REASONS, UNCOUNTED_REASONS
 from pipeline.preprocess.listing import Source
 from pipeline.preprocess.lock import dataset_lock
 from pipeline.preprocess.options import PreprocessOptions
-from pipeline.preprocess.plan import Plan, PlannedSource, check_same_recipe, extend_plan, known_identities, load_plan
+from pipeline.preprocess.plan import (
+    Plan,
+    PlannedSource,
+    check_same_recipe,
+    extend_plan,
+    known_identities,
+    load_plan,
+    source_bytes,
+)
 from pipeline.preprocess.progress import Progress
 from pipeline.preprocess.publish import publish
 from pipeline.preprocess.sources import list_sources
 from pipeline.preprocess.task import ShardTask
+from pipeline.preprocess.watch import Watch
 from pipeline.ray_session import ray_session
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, local_path, redact
@@ -74,7 +83,8 @@ def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, st
     _check_budget(options, plan, [*unreadable, *_rows(done.values())], _EARLY_STOP_FAILURES)
     if todo:
         stack.enter_context(ray_session(options.ray))
-        _decode(options, plan, todo, [*unreadable, *_rows(done.values())])
+        _decode(options, plan, todo, len(done), [*unreadable, *_rows(done.values())])
+        _remove_leftovers(options.shards)  # of workers that were killed and whose task another did again
         done = load_done(options.shards, options.tokens.fingerprint())
     records = [done[name] for name in plan.tasks()]
     rows = [*unreadable, *_rows(records)]
@@ -114,7 +124,10 @@ def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -
         stack.enter_context(ray_session(options.ray))
     if unknown:
         logger.info("reading %d new of %d files to plan the shards", len(unknown), len(sources))
-    found += identify_all(unknown, options.limits, options.scale.workers)
+        with Progress(len(unknown), len(unknown), options.progress_seconds) as progress:
+            for pair in identify_all(unknown, options.limits, options.scale.workers):
+                found.append(pair)
+                progress.advance(1, 1)
     before = old or Plan(options.tokens, options.validation_fraction)
     plan = extend_plan(before, found, options.shard_megabytes * 1e6)
     if plan != old:
@@ -123,7 +136,11 @@ def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -
 
 
 def _decode(
-    options: PreprocessOptions, plan: Plan, todo: dict[str, list[PlannedSource]], known: list[LedgerRow]
+    options: PreprocessOptions,
+    plan: Plan,
+    todo: dict[str, list[PlannedSource]],
+    num_done: int,
+    known: list[LedgerRow],
 ) -> None:
     tasks = [
         ShardTask(
@@ -137,12 +154,19 @@ def _decode(
         )
         for name, members in todo.items()
     ]
-    progress = Progress(len(tasks), sum(len(task.sources) for task in tasks), options.progress_seconds)
+    work = {task.name: sum(source_bytes(source, plan.recipe) for source in task.sources) for task in tasks}
+    files = sum(len(task.sources) for task in tasks)
+    logger.info("decoding %d files into %d shards; %d shards are there already", files, len(tasks), num_done)
     rows = list(known)
-    for summary in run_tasks(tasks, options.scale.workers):
-        rows += summary.rows
-        progress.advance(len(summary.rows), summary.examples, sum(map(_counts_as_failed, summary.rows)))
-        _check_budget(options, plan, rows, _EARLY_STOP_FAILURES)
+    watch = Watch(options.shards, len(known) + files)
+    watch.advance(len(known), 0, sum(map(_counts_as_failed, known)))
+    with Progress(sum(work.values()), files, options.progress_seconds) as progress:
+        for summary in run_tasks(tasks, options.scale.workers):
+            rows += summary.rows
+            failed = sum(map(_counts_as_failed, summary.rows))
+            progress.advance(work[summary.task], len(summary.rows), summary.examples, failed)
+            watch.advance(len(summary.rows), summary.examples, failed)
+            _check_budget(options, plan, rows, _EARLY_STOP_FAILURES)
 
 
 def _check_budget(options: PreprocessOptions, plan: Plan, rows: list[LedgerRow], at_least: int = 1) -> None:

@@ -107,13 +107,14 @@ def _fold(part: np.ndarray, num_channels: int) -> tuple[np.ndarray, np.ndarray, 
     total = np.zeros(part.shape[1], np.float64)
     squares = np.zeros(part.shape[1], np.float64)
     scratch = _scratch(part.shape[1], wide)
+    ones = np.ones(_BLOCK_ROWS, wide)  # summing by a matrix product takes two thirds of the time of add.reduce
     for start in range(0, len(part), _BLOCK_ROWS):
         rows = part[start : start + _BLOCK_ROWS]
         block = scratch[: len(rows)]
         np.copyto(block, rows)
-        total += np.add.reduce(block, axis=0)
+        total += ones[: len(rows)] @ block
         np.multiply(block, block, out=block)
-        squares += np.add.reduce(block, axis=0)
+        squares += ones[: len(rows)] @ block
     return (
         _exact(total, part).reshape(-1, num_channels).sum(axis=0),
         _exact(squares, part).reshape(-1, num_channels).sum(axis=0),

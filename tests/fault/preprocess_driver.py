@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from pipeline.errors import HipError
 from pipeline.preprocess.options import PreprocessOptions
 from pipeline.preprocess.recipe import AudioRecipe, TokenRecipe, VideoRecipe
 from pipeline.preprocess.run import run_preprocess
@@ -17,4 +18,8 @@ def options(source: str, shards: str) -> PreprocessOptions:
 
 
 if __name__ == "__main__":
-    run_preprocess(options(sys.argv[1], sys.argv[2]))
+    try:
+        run_preprocess(options(sys.argv[1], sys.argv[2]))
+    except HipError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(error.exit_code) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -71,6 +72,17 @@ def test_done_means_ledger_and_whole_shard(tmp_path: Path) -> None:
     (tmp_path / "train-00002.arrow").unlink()
     assert load_done(str(tmp_path), "recipe1") == {"train-00000": tasks["train-00000"]}
     (tmp_path / "ledger/train-00000.parquet").write_bytes(b"PAR1 broken")
+    assert load_done(str(tmp_path), "recipe1") == {}
+
+
+@pytest.mark.parametrize("wrong", [{"shards": [{"name": "../elsewhere.arrow"}]}, {"shards": 3}, {"task": None}])
+def test_a_ledger_that_says_nonsense_is_no_ledger(tmp_path: Path, wrong: dict[str, object]) -> None:
+    finished_task(tmp_path, "train-00000")
+    location = tmp_path / "ledger/train-00000.parquet"
+    table = pq.read_table(location)
+    head = {**json.loads(table.schema.metadata[b"hip_ledger"]), **wrong}
+    head = {key: value for key, value in head.items() if value is not None}
+    pq.write_table(table.replace_schema_metadata({"hip_ledger": json.dumps(head)}), location)
     assert load_done(str(tmp_path), "recipe1") == {}
 
 
