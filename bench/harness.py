@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import datetime
 import gc
 import importlib.metadata
@@ -105,10 +106,11 @@ def ratio_row(case: str, metric: str, of: Sequence[float], to: Sequence[float], 
 def peak_memory() -> Iterator[list[float]]:
     """Within the block, the process's peak resident memory above its start; the list holds it, in MiB, afterwards.
 
-    Linux only (``/proc``). Memory that the allocator kept from earlier is not new memory: for a figure to publish, run
-    the case in a process of its own (``in_fresh_process``).
+    Linux with glibc only. For a figure to publish, run the case in a process of its own (``in_fresh_process``).
     """
     gc.collect()
+    # What the allocator kept of freed memory would be used again unseen.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     start = _status_mib("VmRSS")
     peak: list[float] = []
@@ -201,14 +203,15 @@ class Report:
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table: one line a case, one column a metric, medians with their quartiles."""
-    metrics = list(dict.fromkeys((row.metric, row.unit) for row in rows))
+    """Rows as a Markdown table of medians with their quartiles: cases down and metrics across, or what is narrower."""
+    metrics = list(dict.fromkeys(_title(row) for row in rows))
     cases = list(dict.fromkeys(row.case for row in rows))
-    cells = {(row.case, row.metric): _cell(row) for row in rows}
-    head = ["case", *(f"{metric} ({unit})" if unit else metric for metric, unit in metrics)]
-    body = [[case, *(cells.get((case, metric), "") for metric, _ in metrics)] for case in cases]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    lines = [head, ["-" * width for width in widths], *body]
+    cells = {(row.case, _title(row)): _cell(row) for row in rows}
+    lines = [["case", *metrics], *([case, *(cells.get((case, title), "") for title in metrics)] for case in cases)]
+    if len(metrics) > max(6, len(cases)):
+        lines = [list(line) for line in zip(*lines, strict=True)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
+    lines.insert(1, ["-" * width for width in widths])
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
@@ -221,6 +224,10 @@ def arguments_parser(description: str | None, repeats: int = 5) -> argparse.Argu
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, measures nothing")
     return parser
+
+
+def _title(row: Row) -> str:
+    return f"{row.metric} ({row.unit})" if row.unit else row.metric
 
 
 def _cell(row: Row) -> str:
