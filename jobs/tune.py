@@ -9,11 +9,12 @@ from pipeline.tune.options import TuneOptions
 def run(options: TuneOptions) -> None:
     """Search, and say what won and how to train it."""
     from pipeline.tune.search import run_search
+    from pipeline.tune.table import trial_table
 
     result = run_search(options)
     if options.dry_run:
         return
-    print(result.summary())
+    print(f"\n{trial_table(result)}\n\n{result.summary()}")
     if result.best is not None:
         best = result.best
         print(f"best: {best.candidate.name}, {result.metric} {best.value:.5g} ({best.candidate.label})")

@@ -33,10 +33,12 @@ def build_options(cls: type[Options], content: dict[str, Any], prefix: str = "")
 
 
 def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
-    """Every dotted key that ``cls`` and its nested classes accept."""
+    """Every dotted key that ``cls`` and its nested classes accept; ``key.*`` where keys below it are the user's own."""
     keys = []
     for name, hint in typing.get_type_hints(cls).items():
         keys.append(prefix + name)
+        if typing.get_origin(hint) is dict:
+            keys.append(f"{prefix}{name}.*")
         nested = _dataclass_of(hint)
         if nested is not None:
             keys += known_keys(nested, f"{prefix}{name}.")

@@ -32,17 +32,31 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
     from omegaconf.errors import OmegaConfBaseException
 
     GlobalHydra.instance().clear()
-    overrides, values = _split_values(verb, overrides)
+    keys = keys or []
+    overrides, values = _split_values(verb, _free_keys(overrides, keys))
     try:
         with initialize_config_module("conf", version_base="1.3"):
             config = compose(verb, overrides)
             config.merge_with(values)
             content = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, keys or [])) from error
+        raise UserError(_explain(error, [key for key in keys if not key.endswith(".*")])) from error
     assert isinstance(content, dict)
     _check_required(content, verb)
     return {str(key): value for key, value in content.items()}
+
+
+def _free_keys(overrides: list[str], keys: list[str]) -> list[str]:
+    """Hydra's signs for keys that are the user's own: ``key={…}`` replaces a preset's, ``key.name=…`` adds to them."""
+    free = tuple(key.removesuffix(".*") for key in keys if key.endswith(".*"))
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in free and value.startswith("{"):
+            found += [f"~{key}", f"+{override}"]
+        else:
+            found.append(f"++{override}" if key.startswith(tuple(f"{name}." for name in free)) else override)
+    return found
 
 
 def _split_values(verb: str, overrides: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -14,6 +14,7 @@ import torch
 from pipeline.train.guards import Guard
 from pipeline.train.hooks import Hook
 from pipeline.train.steps import StepFacts
+from pipeline.train.validation import Validation
 
 if TYPE_CHECKING:
     from pipeline.train.loop import Trainer
@@ -60,7 +61,7 @@ class Metrics(Hook):
             trainer.show(step, trainer.total_steps, self.latest)
             if self.report is not None:
                 trainer.checkpoints.join()  # a search may copy files from here while it thinks
-            if self.report is not None and self.report(step, dict(self.latest)):
+            if self.report is not None and self.report(step, {**_newest_validation(trainer), **self.latest}):
                 trainer.ending = True
 
     def on_step(self, trainer: Trainer) -> None:
@@ -128,6 +129,11 @@ def memory_gib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _newest_validation(trainer: Trainer) -> dict[str, float]:
+    """What held-out examples said last; nothing before they were asked."""
+    return next((hook.latest for hook in trainer.hooks if isinstance(hook, Validation)), {})
 
 
 def _means(prefix: str, rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

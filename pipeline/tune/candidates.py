@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from hip_model.accounting import activation_bytes, model_cost, optimizer_bytes
-from hip_model.budget import SolvedGeometry, solve_budget
+from hip_model.budget import BudgetError, SolvedGeometry, solve_budget
 from hip_model.config import HiPConfig
 from hip_model.errors import ConfigError
 from hip_model.geometry import GeometryDials, named_dials
@@ -99,6 +99,7 @@ class CandidateFactory:
         except ConfigError as error:
             raise UserError(f"model={options.model.name}: {error}") from error
         self.target = self._find_target()
+        self.nearest_cost: float | None = None  # to the target, of the geometries that could not be solved to it
 
     def make(self, index: int, drawn: Mapping[str, Any]) -> Candidate:
         """The candidate for what the algorithm drew; one that cannot be trained says why in ``rejected``."""
@@ -108,7 +109,14 @@ class CandidateFactory:
             trained_as = training_options(self._options, candidate)
             return self._check_memory(self._with_geometry(candidate, trained_as), trained_as)
         except ConfigError as error:
+            if isinstance(error, BudgetError):
+                self._remember(error.nearest.cost)
             return replace(candidate, rejected=str(error))
+
+    def _remember(self, cost: float) -> None:
+        assert self.target is not None
+        if self.nearest_cost is None or abs(cost - self.target) < abs(self.nearest_cost - self.target):
+            self.nearest_cost = cost
 
     def _find_target(self) -> float | None:
         search = self._options.search

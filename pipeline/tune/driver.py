@@ -24,7 +24,7 @@ from pipeline.errors import UserError
 from pipeline.storage import join
 from pipeline.tracking.options import resolve_uri
 from pipeline.train.options import ScaleOptions
-from pipeline.tune.candidates import CandidateFactory, plain_pretrain_options
+from pipeline.tune.candidates import UNITS, CandidateFactory, plain_pretrain_options
 from pipeline.tune.prepared import PreparedSearch
 from pipeline.tune.progress import Progress
 from pipeline.tune.sampling import load_factory
@@ -50,6 +50,13 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     options = prepared.options
     concurrent = concurrent_trials(options.scale, options.search.max_concurrent, ray.available_resources())
+    logger.info(
+        "%s trials of %d steps, %d at once%s",
+        options.search.trials,
+        prepared.base_steps,
+        concurrent,
+        _aim(prepared, factory),
+    )
     setup = _setup(prepared, parent_run_id)
     trainable = tune.with_resources(tune.with_parameters(Trial, setup=setup), trial_resources(options.scale))
     location = join(prepared.folder, ray_folder(options.search.trials))
@@ -58,6 +65,12 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
             logger.info("going on with search %s", prepared.name)
             return tune.Tuner.restore(location, trainable, resume_unfinished=True, restart_errored=True).fit()
         return _new_tuner(prepared, factory, trainable, concurrent).fit()
+
+
+def _aim(prepared: PreparedSearch, factory: CandidateFactory) -> str:
+    if factory.target is None:
+        return ""
+    return f", each model solved to {factory.target:,.6g} {UNITS[prepared.options.search.budget]}"
 
 
 def trial_resources(scale: ScaleOptions) -> dict[str, float]:
@@ -92,25 +105,27 @@ def _setup(prepared: PreparedSearch, parent_run_id: str | None) -> TrialSetup:
     tracking = options.tracking
     if tracking.enabled:
         tracking = replace(tracking, uri=resolve_uri(tracking, options.storage), system_metrics=False)
-    trained = replace(plain_pretrain_options(options), tracking=tracking, resume="auto", dry_run=False)
+    # Ray Tune tries a crashed trial again, so that its workers need not.
+    scale = replace(options.scale, max_failures=0)
+    trained = replace(plain_pretrain_options(options), tracking=tracking, resume="auto", dry_run=False, scale=scale)
     trials = join(prepared.folder, "trials")
     search = options.search
     return TrialSetup(trained, trials, search.metric, search.mode, parent_run_id, search.scheduler == "pbt")
 
 
 def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: Any, concurrent: int) -> tune.Tuner:
-    options = prepared.options
-    searcher = CandidateSearcher(options.search, options.seed, prepared.space, factory, prepared.folder)
-    drawn_first = options.search.scheduler == "pbt"  # which Ray refuses to combine with a search algorithm
+    options, search = prepared.options, prepared.options.search
+    searcher = CandidateSearcher(search, options.seed, prepared.space, factory, prepared.folder)
+    drawn_first = search.scheduler == "pbt"  # which Ray refuses to combine with a search algorithm
     return tune.Tuner(
         trainable,
         param_space=_population(prepared, searcher) if drawn_first else None,
         tune_config=tune.TuneConfig(
             search_alg=None if drawn_first else searcher,
             scheduler=build_scheduler(prepared),
-            metric=options.search.metric,
-            mode=options.search.mode,
-            num_samples=1 if drawn_first else options.search.trials,
+            metric=search.metric,
+            mode=search.mode,
+            num_samples=1 if drawn_first else search.trials,
             max_concurrent_trials=concurrent,
             # A population's member that is moved must be closed where it was, which Ray does not tell a kept worker.
             reuse_actors=not drawn_first,
@@ -118,11 +133,11 @@ def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: A
             trial_dirname_creator=_trial_name,
         ),
         run_config=tune.RunConfig(
-            name=ray_folder(options.search.trials),
+            name=ray_folder(search.trials),
             storage_path=prepared.folder,
-            failure_config=tune.FailureConfig(max_failures=options.search.max_failures),
+            failure_config=tune.FailureConfig(max_failures=search.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[JsonLoggerCallback(), Progress(options.search.trials, options.search.metric)],
+            callbacks=[JsonLoggerCallback(), Progress(search.trials, search.metric, search.mode, prepared.base_steps)],
             verbose=0,
         ),
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipeline.tune.candidates import (
     plain_pretrain_options,
     training_options,
 )
+from pipeline.tune.metrics import check_metric
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.sampling import new_study
 from pipeline.tune.space import Space, build_space
@@ -32,6 +34,8 @@ from pipeline.tune.timing import timer_in_process
 
 SEARCH = "search.json"
 _DRY_RUN_CANDIDATES = 8
+# So many candidates may be rejected before a search counts as impossible.
+_REACHABLE_DRAWS = 24
 # Keys that say where and how much, not what is compared: they may change between the starts of one search.
 _MAY_CHANGE = (
     "resume", "dry_run", "tracking", "ray", "scale", "storage", "shards", "metrics", "figures", "run", "ingest",
@@ -110,24 +114,58 @@ class PreparedSearch:
         lines.append(
             f"trials     {search.trials} x {self.base_steps} steps, {search.algorithm}, scheduler {search.scheduler}"
         )
-        study = new_study(search, derive_seed(self.options.seed, "search", 0))
-        distributions = {key: domain.distribution() for key, domain in self.space.domains.items()}
-        for index in range(min(search.trials, _DRY_RUN_CANDIDATES)):
-            candidate = factory.make(index, study.ask(distributions).params)
+        for index, drawn in enumerate(self._draws(min(search.trials, _DRY_RUN_CANDIDATES))):
+            candidate = factory.make(index, drawn)
             lines.append(f"  {candidate.name}  {_figures(candidate)}  {candidate.label}")
         return "\n".join(lines)
+
+    def check_reachable(self) -> None:
+        """Draw some candidates before anything is written or started; one that could be trained is enough.
+
+        Raises:
+            UserError: none can, naming the nearest budget or the reasons.
+        """
+        if self.options.search.budget == "step_time":
+            return  # only the workers can measure
+        factory, reasons = self.factory(), []
+        for index, drawn in enumerate(self._draws(_REACHABLE_DRAWS)):
+            candidate = factory.make(index, drawn)
+            if candidate.rejected is None:
+                return
+            reasons.append(candidate.rejected)
+        too_large = [reason for reason in reasons if "search.memory_gib" in reason]
+        if factory.nearest_cost is not None and not too_large:
+            unit = UNITS[self.options.search.budget]
+            raise UserError(
+                f"no candidate of {len(reasons)} drawn can be scaled to {factory.target:,.6g} {unit}; "
+                f"the nearest costs {factory.nearest_cost:,.6g}: give search.budget_target={factory.nearest_cost:.6g}, "
+                "another model= to set the budget, or other dials"
+            )
+        raise UserError(f"all of {len(reasons)} candidates drawn are rejected: {'; '.join((too_large or reasons)[:2])}")
+
+    def _draws(self, count: int) -> Iterator[dict[str, Any]]:
+        """The first points of a grid, or what the algorithm would draw before it has learned anything."""
+        search, domains = self.options.search, self.space.domains
+        if search.algorithm == "grid":
+            points = itertools.product(*[domain.grid() for domain in domains.values()])
+            yield from (dict(zip(domains, point, strict=True)) for point in itertools.islice(points, count))
+            return
+        study = new_study(search, derive_seed(self.options.seed, "search", 0))
+        distributions = {key: domain.distribution() for key, domain in domains.items()}
+        yield from (study.ask(distributions).params for _ in range(count))
 
 
 def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
     """Check a search against its data.
 
     Raises:
-        UserError: a space that cannot be searched, or no training examples.
+        UserError: a space that cannot be searched, a metric that no trial will report, or no training examples.
     """
     if not manifest.splits.get(TRAIN):
         raise UserError(
             f"{options.shards} has no examples in split {TRAIN!r}; it has {manifest.splits or 'none at all'}"
         )
+    check_metric(options, manifest)
     space = build_space(options.search, plain_pretrain_options(options))
     if options.search.algorithm == "grid":
         space.grid_size()

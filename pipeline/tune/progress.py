@@ -1,42 +1,114 @@
-"""One log line for every trial that ends."""
+"""What a search says while it runs: a line for every trial's start, reports and end, and a bar on a terminal."""
 
 from __future__ import annotations
 
 import logging
+import math
+import sys
+import time
 from typing import Any
 
 from ray.tune import Callback
 
 from pipeline.tune.candidates import Candidate
+from pipeline.tune.results import FINISHED, STOPPED
 
 logger = logging.getLogger(__name__)
 
+# A trial says where it is at most so often; its start and its end are always told.
+SECONDS_BETWEEN_REPORTS = 2.0
+_BAR_WIDTH = 24
+_CLEAR = "\r\x1b[K"
+
 
 class Progress(Callback):
-    """Says which trial ended how, and how many are left."""
+    """Says which trials run, how far they are, how they ended, and how many are left.
 
-    def __init__(self, trials: int, metric: str) -> None:
+    Ray keeps a copy of its callbacks with the search, so what belongs to this process is made in ``setup``.
+    """
+
+    def __init__(self, trials: int, metric: str, mode: str, total_steps: int) -> None:
         self._trials = trials
         self._metric = metric
-        self._ended = 0
+        self._mode = mode
+        self._total_steps = total_steps
+
+    def setup(self, *arguments: Any, **named: Any) -> None:
+        """Called once, when trials are about to start."""
+        self._began = time.monotonic()
+        self._on_terminal = sys.stderr.isatty()
+        self._told: dict[str, float] = {}
+        self._best: tuple[float, str] | None = None
+        self._ended_before: int | None = None
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """A trial got its worker."""
+        if str(trial) not in self._told:
+            self._told[str(trial)] = -math.inf
+            self._say(trials, f"{trial} starts: {_candidate(trial).label or _candidate(trial).model_name}")
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
+        """A trial reported."""
+        self._remember(trial, result)
+        now = time.monotonic()
+        if not result.get("done") and now - self._told.get(str(trial), -math.inf) >= SECONDS_BETWEEN_REPORTS:
+            self._told[str(trial)] = now
+            self._say(trials, f"{trial} step {self._step(trial, result)}: {self._value(result)}")
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial came to its end or was stopped."""
-        self._ended += 1
-        candidate = Candidate.from_dict(trial.config["candidate"])
         result = trial.last_result or {}
-        logger.info(
-            "%s (%d of %d): %s %.5g at step %s | %s",
-            trial,
-            self._ended,
-            self._trials,
-            self._metric,
-            result.get(self._metric, float("nan")),
-            result.get("step", "?"),
-            candidate.label,
-        )
+        self._remember(trial, result)
+        told = result.get("status", "training")
+        how = {"training": "is stopped early", FINISHED: "is done"}.get(told, f"ends as {told.replace('_', ' ')}")
+        reason = f" ({result['reason']})" if result.get("reason") and told not in (FINISHED, STOPPED) else ""
+        self._say(trials, f"{trial} {how} at step {self._step(trial, result)}: {self._value(result)}{reason}", ended=1)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial failed more often than allowed."""
-        self._ended += 1
-        logger.warning("%s failed; the report says why", trial)
+        self._say(trials, f"{trial} failed; the report says why", ended=1)
+
+    def on_experiment_end(self, trials: list[Any], **info: Any) -> None:
+        """Leave the terminal at the start of a line."""
+        if self._on_terminal:
+            print(_CLEAR, end="", file=sys.stderr, flush=True)
+
+    def _say(self, trials: list[Any], text: str, ended: int = 0) -> None:
+        done = min(sum(trial.is_finished() for trial in trials) + ended, self._trials)
+        state = f"{done}/{self._trials} done" + (f", best {self._best[1]} {self._best[0]:.5g}" if self._best else "")
+        if self._on_terminal:
+            print(_CLEAR, end="", file=sys.stderr)
+        logger.info("%s | %s%s", text, state, self._time_left(done))
+        if self._on_terminal:
+            filled = round(_BAR_WIDTH * done / self._trials)
+            running = sum(trial.status == "RUNNING" for trial in trials) - ended
+            bar = "█" * filled + "░" * (_BAR_WIDTH - filled)
+            print(f"{bar} {state}, {max(0, running)} running", end="", file=sys.stderr, flush=True)
+
+    def _time_left(self, done: int) -> str:
+        """Linear in the trials that ended since this process started."""
+        if self._ended_before is None:
+            self._ended_before = done
+        fresh, left = done - self._ended_before, self._trials - done
+        if not fresh or not left:
+            return ""
+        seconds = (time.monotonic() - self._began) / fresh * left
+        return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
+
+    def _remember(self, trial: Any, result: dict[str, Any]) -> None:
+        value = result.get(self._metric, math.nan)
+        sign = 1 if self._mode == "min" else -1
+        if math.isfinite(value) and (self._best is None or sign * value < sign * self._best[0]):
+            self._best = (value, str(trial))
+
+    def _step(self, trial: Any, result: dict[str, Any]) -> str:
+        own = _candidate(trial).settings.get("duration.steps")
+        return f"{result.get('step', '?')}/{own or self._total_steps}"
+
+    def _value(self, result: dict[str, Any]) -> str:
+        value = result.get(self._metric)
+        return f"no {self._metric} yet" if value is None else f"{self._metric} {value:.5g}"
+
+
+def _candidate(trial: Any) -> Candidate:
+    return Candidate.from_dict(trial.config["candidate"])

@@ -5,10 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
-import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
-from typing import Any
 
 from pipeline import storage
 from pipeline.evaluate.figures import Picture
@@ -31,16 +29,6 @@ td.number { font-variant-numeric: tabular-nums; text-align: right; } .scroll { o
 figure { margin: 1rem 0; } img { max-width: 100%; background: #fff; border-radius: 4px; }
 pre { background: var(--box); padding: .8rem; white-space: pre-wrap; overflow-wrap: anywhere; border-radius: 4px; }
 """
-
-
-def pretrain_command(options: TuneOptions, best: TrialResult) -> str:
-    """The command that pretrains the winner for longer, ready to paste into a shell."""
-    candidate = best.candidate
-    words = ["hip", "pretrain", f"shards={options.shards}", f"model={candidate.model_name}"]
-    words += [f"model.overrides.{key}={_hydra(value)}" for key, value in _changed_fields(candidate.overrides).items()]
-    words += [f"{key}={_hydra(value)}" for key, value in candidate.training_settings.items() if key != "shards"]
-    words += ["duration.epochs=100", "duration.steps=null", "duration.examples=null"]
-    return " ".join(shlex.quote(word) for word in words)
 
 
 def write_search_report(
@@ -161,19 +149,3 @@ def _json(result: SearchResult, target: float | None, notes: Sequence[str]) -> s
         ],
     }
     return json.dumps(content, indent=1, default=str)
-
-
-def _changed_fields(overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides that say something: fields that are not at their own default."""
-    from hip_model.config import HiPConfig
-
-    defaults = {name: field.default for name, field in HiPConfig.__dataclass_fields__.items()}
-    return {key: value for key, value in overrides.items() if value is not None and value != defaults.get(key)}
-
-
-def _hydra(value: Any) -> str:
-    if isinstance(value, (list, tuple)):
-        return "[" + ",".join(_hydra(entry) for entry in value) + "]"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_hydra(entry)}" for key, entry in value.items()) + "}"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

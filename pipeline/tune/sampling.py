@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,11 +35,19 @@ def _sampler(search: SearchOptions, seed: int) -> optuna.samplers.BaseSampler:
         "grid": lambda: optuna.samplers.RandomSampler(seed=seed),  # draws come from the grid itself
         "tpe": lambda: optuna.samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True, n_startup_trials=5),
         "nsga2": lambda: optuna.samplers.NSGAIISampler(seed=seed, population_size=8),
-        "sobol": lambda: optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False),
+        "sobol": lambda: _sobol(seed),
     }
     if search.algorithm in samplers:
         return samplers[search.algorithm]()
     return load_factory("search.algorithm", search.algorithm)()
+
+
+def _sobol(seed: int) -> optuna.samplers.BaseSampler:
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)  # of its interface, which stays in here
+        return optuna.samplers.QMCSampler(seed=seed, scramble=True, warn_independent_sampling=False)
 
 
 def load_factory(key: str, name: str) -> Callable[[], Any]:

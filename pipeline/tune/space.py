@@ -124,13 +124,22 @@ def build_space(search: SearchOptions, base: PretrainOptions) -> Space:
         for variant in search.variants:
             _check_variant(variant)
         domains["variant"] = Choice(tuple(search.variants))
-    for option, entry in search.options.items():
+    for option, entry in _dotted(search.options).items():
         domain = _domain(f"search.options.{option}", entry)
         domain = domain if isinstance(domain, (Choice, Range)) else Choice((domain,))
         for value in _extremes(domain):
             with_option(base, option, value)
         domains[option] = domain
     return Space(domains, fixed, bool(search.dials or search.variants))
+
+
+def _dotted(options: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """``{optim: {weight_decay: [0, 1]}}``, as a command line gives it, by dotted key; ranges stay whole."""
+    found: dict[str, Any] = {}
+    for key, entry in options.items():
+        is_group = isinstance(entry, Mapping) and not {"low", "high", "log", "step"} & set(entry)
+        found |= _dotted(entry, f"{prefix}{key}.") if is_group else {f"{prefix}{key}": entry}
+    return found
 
 
 def with_option(options: _Options, key: str, value: Any) -> _Options:

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.errors import TrainingDiverged
 from pipeline.train.options import PretrainOptions
 from pipeline.tune.candidates import Candidate
+from pipeline.tune.memory import free_device_memory, is_out_of_memory
 from pipeline.tune.population import adopt_checkpoint, alone_in, continue_under
 from pipeline.tune.remote_report import answered_by
 from pipeline.tune.results import DIVERGED, FAILED, FINISHED, OUT_OF_MEMORY
@@ -179,25 +180,3 @@ class Trial(tune.Trainable):
         self._told.put({**metrics, "step": step})
         self._go_on.acquire()
         return self._stopping.is_set()
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an error, or what caused it, is the lack of memory on a device or in the process."""
-    import torch
-
-    while error is not None:
-        if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)) or "can't allocate memory" in str(error):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
-
-
-def free_device_memory() -> None:
-    """Give a failed trial's memory back before the next one starts in this process."""
-    import gc
-
-    import torch
-
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

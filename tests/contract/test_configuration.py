@@ -12,6 +12,8 @@ from pipeline.config import compose_config, load_options
 from pipeline.errors import UserError
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.train.options import PretrainOptions
+from pipeline.tune.options import TuneOptions
+from pipeline.tune.space import build_space
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -32,6 +34,18 @@ def test_values_and_groups_arrive_typed() -> None:
 def test_a_key_may_share_a_groups_name() -> None:
     options = load_options(EvaluateOptions, "evaluate", ["shards=/x", "model=models:/hip@champion"])
     assert options.model == "models:/hip@champion"
+
+
+def test_keys_of_the_users_own_are_added_or_replace_a_presets() -> None:
+    words = ["shards=/x", "search=training", "search.options={optim.weight_decay: [0, 1]}", "search.dials.depth=[1,2]"]
+    search = load_options(TuneOptions, "tune", [*words, "model.overrides.regroup=reshape"]).search
+    assert search.options == {"optim.weight_decay": [0, 1]}
+    assert search.dials == {"depth": [1, 2]}
+    added = load_options(TuneOptions, "tune", ["shards=/x", "search=training", "search.options.mask.policy=[tube]"])
+    assert "mask.policy" in build_space(added.search, added).domains
+    assert "optim.weight_decay" in build_space(added.search, added).domains
+    weighted = load_options(PretrainOptions, "pretrain", ["shards=/x", "loss.weights.audio=2"])
+    assert weighted.loss.weights == {"audio": 2.0}
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
@@ -59,8 +73,6 @@ def test_a_required_key_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None
     assert "shards is required" in capsys.readouterr().err
 
 
-def test_an_unknown_verb_and_one_not_built_end_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_unknown_verb_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretran"]) == 2
     assert "'pretrain'" in capsys.readouterr().err
-    assert main(["submit"]) == 2
-    assert "not built yet" in capsys.readouterr().err

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow_processes import tracking_server
 from training_data import write_dataset
 from tune_driver import STEPS, options
 
@@ -29,13 +30,16 @@ def newest_step(run_folder: Path) -> int:
     return max(steps, default=0)
 
 
-def test_a_killed_search_goes_on(ray_cluster: None, new_storage: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_killed_search_goes_on(ray_cluster: None, migrated_database: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    shards, storage = write_dataset(tmp_path / "shards"), new_storage("killed")
+    shards, storage = write_dataset(tmp_path / "shards"), tmp_path
+    server = tracking_server(tmp_path / "server", Path(shutil.copyfile(migrated_database, tmp_path / "mlflow.db")))
+    server.start()
+    arguments = [shards, str(storage), server.url]
     trials = storage / "killed" / "trials"
     driver = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("tune_driver.py")), shards, str(storage)], start_new_session=True
+        [sys.executable, str(Path(__file__).with_name("tune_driver.py")), *arguments], start_new_session=True
     )
     limit = time.monotonic() + 240
     while newest_step(trials / "trial_001") < 6:
@@ -48,14 +52,14 @@ def test_a_killed_search_goes_on(ray_cluster: None, new_storage: Callable[[str],
     reached = newest_step(trials / "trial_001")
     assert first["status"] == FINISHED
 
-    found = run_search(options(shards, str(storage)))
+    found = run_search(options(*arguments))
 
     assert [(trial.status, trial.step) for trial in found.trials] == [(FINISHED, STEPS)] * 3
     records = [json.loads((trials / name / "run.json").read_text()) for name in ("trial_000", "trial_001", "trial_002")]
     assert records[0] == first, "a finished trial was touched"
     assert records[1]["attempts"] == 2
     assert [step for step, _ in found.trials[1].curve][-1] == STEPS
-    client = MlflowClient(f"sqlite:///{storage / 'mlflow.db'}")
+    client = MlflowClient(server.url)
     runs = client.search_runs([client.get_experiment_by_name("hip").experiment_id])
     assert sorted(run.info.run_name for run in runs) == ["killed", "trial_000", "trial_001", "trial_002"]
     assert {run.info.status for run in runs} == {"FINISHED"}
@@ -64,3 +68,4 @@ def test_a_killed_search_goes_on(ray_cluster: None, new_storage: Callable[[str],
     assert sorted(set(steps)) == list(range(2, STEPS + 1, 2))
     # Only what came after the last checkpoint was trained again.
     assert all(step > reached for step in steps if steps.count(step) > 1)
+    server.stop()

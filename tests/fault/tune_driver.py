@@ -1,4 +1,4 @@
-"""A search in a process of its own, to be killed: ``python tune_driver.py <shards> <storage>``."""
+"""A search in a process of its own, to be killed: ``python tune_driver.py <shards> <storage> <tracking>``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pipeline.tune.options import SearchOptions, TuneOptions
 STEPS = 60
 
 
-def options(shards: str, storage: str) -> TuneOptions:
+def options(shards: str, storage: str, tracking: str) -> TuneOptions:
     """Three trials, one after the other."""
     return TuneOptions(
         shards=shards,
@@ -31,7 +31,7 @@ def options(shards: str, storage: str) -> TuneOptions:
         metrics=MetricsOptions(every_steps=2),
         checkpoint=CheckpointOptions(every_steps=2),
         validation=ValidationOptions(every_steps=0),
-        tracking=TrackingOptions(system_metrics=False),
+        tracking=TrackingOptions(tracking, system_metrics=False),
         search=SearchOptions(
             name="killed",
             trials=3,
@@ -50,4 +50,4 @@ if __name__ == "__main__":
     from pipeline.tune.search import run_search
 
     ray.init(address="local", num_cpus=1, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
-    run_search(options(sys.argv[1], sys.argv[2]))
+    run_search(options(*sys.argv[1:]))

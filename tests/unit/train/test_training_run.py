@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from training_data import IMAGE, POINTS, write_dataset
 
 from hip_model.export import from_pretrained, load_metadata
 from pipeline.errors import DataError, InfrastructureError, TrainingDiverged, UserError
+from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
 from pipeline.train.options import (
     BatchOptions,
@@ -36,10 +38,12 @@ class Recorder:
 
     def __init__(self, end_at: int | None = None) -> None:
         self.losses: dict[int, float] = {}
+        self.validated: dict[int, float] = {}
         self.end_at = end_at
 
     def __call__(self, step: int, metrics: Mapping[str, float]) -> bool:
         self.losses[step] = metrics.get("loss", math.nan)
+        self.validated[step] = metrics.get("validation/loss", math.nan)
         return step == self.end_at
 
 
@@ -72,6 +76,7 @@ def test_a_run_learns_and_leaves_a_loadable_model_and_a_true_record(make_options
     assert recorder.losses[30] < 0.8 * recorder.losses[1]
     assert result.examples_consumed == 240
     assert result.metrics["validation/loss"] < recorder.losses[1]
+    assert recorder.validated[28] < recorder.validated[14], "a search may judge by held-out examples on the way"
     assert {"psnr_db/image", "psnr_db/audio", "gradient_norm", "update_ratio", "data_wait_share"} <= set(result.metrics)
     assert result.checkpoint is not None
     model = from_pretrained(result.checkpoint)
@@ -259,6 +264,27 @@ def test_training_goes_on_without_two_checkpoints_but_not_without_three(make_opt
         run_pretraining(options, report)
     assert caught.value.exit_code == 5
     assert max(recorder.losses) == 6  # a save tells how it went when the next one begins
+
+
+def test_a_batch_that_does_not_fit_names_one_that_may(make_options: Make, tmp_path: Path) -> None:
+    options = make_options(batch=BatchOptions(16384, 16384))
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**30, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"batch\.per_worker_size=8192 .*activation_checkpointing=true"):
+            run_pretraining(options)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+    assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "failed"
+
+
+def test_a_password_in_a_uri_is_nowhere_in_the_run_folder(make_options: Make, tmp_path: Path) -> None:
+    tracking = TrackingOptions(uri="http://somebody:hunter2@127.0.0.1:9")  # nobody answers there
+    run_pretraining(make_options(tracking=tracking))
+    files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
+    assert {"run.json", "config.json", "trainer_state.json"} <= {path.name for path in files}
+    assert [path for path in files if b"hunter2" in path.read_bytes()] == []
 
 
 @pytest.mark.parametrize("kind", ["constant_cosine", "step"])

@@ -7,15 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from training_data import write_dataset
 
 from hip_model.accounting import count_parameters, model_cost
 from hip_model.config import HiPConfig
 from hip_model.modality import Modality
 from hip_model.variants import model_config
 from pipeline.errors import UserError
+from pipeline.shards.manifest import Manifest
 from pipeline.train.options import BatchOptions, DurationOptions, ModelOptions
 from pipeline.tune.candidates import GIB, Candidate, CandidateFactory, mask_of, training_options
 from pipeline.tune.options import SearchOptions, TuneOptions
+from pipeline.tune.prepared import prepare
 from pipeline.tune.searcher import CandidateLog, CandidateSearcher
 from pipeline.tune.space import build_space
 
@@ -91,6 +94,24 @@ def test_what_does_not_fit_is_rejected_with_its_reason() -> None:
     reason = unreachable.make(0, {"dials.depth": 0, "dials.first_latents": 0, "dials.core_layers": 0}).rejected
     assert reason is not None
     assert "nearest costs" in reason
+
+
+@pytest.mark.parametrize(
+    ("search", "message"),
+    [
+        ({"budget_target": 10.0}, "no candidate of 24 drawn .* the nearest costs .*: give search.budget_target="),
+        ({"budget": "parameters", "budget_target": 1e15}, "the nearest costs .*: give search.budget_target="),
+        ({"algorithm": "grid", "memory_gib": 1e-6}, "all of 12 candidates drawn are rejected: needs about"),
+    ],
+)
+def test_a_search_in_which_nothing_can_be_trained_is_refused_at_once(
+    search: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    shards = write_dataset(tmp_path / "shards")
+    chosen = replace(options(**search), shards=shards)
+    with pytest.raises(UserError, match=message):
+        prepare(chosen, Manifest.load(shards)).check_reachable()
+    prepare(replace(options(), shards=shards), Manifest.load(shards)).check_reachable()
 
 
 def test_named_variants_fit_the_budget_or_not() -> None:

@@ -7,18 +7,30 @@ import io
 import json
 import math
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from hip_model.geometry import GeometryDials
-from pipeline.train.options import DurationOptions, ModelOptions
+from hip_model.variants import model_config
+from pipeline.config import load_options
+from pipeline.train.options import (
+    BatchOptions,
+    DurationOptions,
+    EngineOptions,
+    MaskOptions,
+    ModelOptions,
+    OptimOptions,
+    PretrainOptions,
+)
 from pipeline.tune.candidates import Candidate, Costs
+from pipeline.tune.command import pretrain_command
 from pipeline.tune.figures import parallel_picture
 from pipeline.tune.importance import importances
 from pipeline.tune.options import SearchOptions, TuneOptions
-from pipeline.tune.report import pretrain_command, write_search_report
+from pipeline.tune.report import write_search_report
 from pipeline.tune.results import (
     FAILED,
     FINISHED,
@@ -123,6 +135,27 @@ def test_the_report_holds_every_trial_and_the_winning_command(tmp_path: Path) ->
         "parallel.png",
     }
     assert result.summary() == "8 candidates: 7 finished, 1 rejected"
+
+
+def test_the_winning_command_composes_to_what_the_trial_trained(tmp_path: Path) -> None:
+    options = replace(
+        OPTIONS,
+        batch=BatchOptions(48),
+        optim=OptimOptions(learning_rate=0.5),
+        mask=MaskOptions(per_modality={"video": 0.9}),
+        engine=EngineOptions(kind="torch", precision="fp32"),
+    )
+    best = trial(0, 0.1, **{"dials.depth": 1, "optim.weight_decay": 0.2, "duration.steps": 7})
+    verb, name, *words = shlex.split(pretrain_command(options, best))
+    assert (verb, name) == ("hip", "pretrain")
+    composed = load_options(PretrainOptions, "pretrain", words)
+    assert composed.shards == "/data/my clips"
+    assert model_config(composed.model.name).replace(**composed.model.overrides) == GeometryDials(depth=1).build()
+    assert composed.batch == options.batch
+    assert composed.mask == options.mask
+    assert composed.optim == replace(options.optim, weight_decay=0.2)
+    assert composed.duration == DurationOptions(epochs=100)
+    assert composed.engine == PretrainOptions(shards="x").engine
 
 
 def test_a_search_without_a_measured_trial_says_so(tmp_path: Path) -> None:
