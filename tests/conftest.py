@@ -33,15 +33,30 @@ def ray_cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs, ended with the session."""
     import ray
 
-    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
-    ray.init(
-        address="local",
-        num_cpus=4,
-        object_store_memory=300 * 2**20,
-        include_dashboard=True,
-        log_to_driver=False,
-        _temp_dir=folder,
-    )
+    folder = start_ray()
     yield
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_ray(attempts: int = 3) -> str:
+    """Ray's processes get half a minute to start, which a busy machine may not give them: try again."""
+    import ray
+
+    folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
+    try:
+        ray.init(
+            address="local",
+            num_cpus=4,
+            object_store_memory=300 * 2**20,
+            include_dashboard=True,
+            log_to_driver=False,
+            _temp_dir=folder,
+        )
+    except Exception:  # a start that times out is a bare Exception
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+        if attempts == 1:
+            raise
+        return start_ray(attempts - 1)
+    return folder

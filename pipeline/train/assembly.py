@@ -36,6 +36,7 @@ from pipeline.train.hooks import Hook
 from pipeline.train.loop import StopFlag, Trainer
 from pipeline.train.metrics import Metrics, Report
 from pipeline.train.options import PretrainOptions
+from pipeline.train.preemption import Preemption
 from pipeline.train.profile import Profile
 from pipeline.train.resume import RunRecord
 from pipeline.train.state import TrainerState
@@ -90,6 +91,9 @@ def build_trainer(
         rank,
         workers,
     )
+    hooks = build_hooks(options, manifest, data.reader, flops, report, average)
+    if job.mailbox is not None:  # Ray started this worker
+        hooks.insert(-1, Preemption())
     trainer = Trainer(
         options=options,
         engine=engine,
@@ -105,7 +109,7 @@ def build_trainer(
         total_steps=options.duration.total_steps(len(data.reader), options.batch.global_size),
         modalities=tuple(spec.name for spec in manifest.modalities),
         checkpoints=writer,
-        hooks=build_hooks(options, manifest, data.reader, flops, report, average),
+        hooks=hooks,
         tracker=tracker,
         stop=stop,
         accumulation_steps=accumulation,

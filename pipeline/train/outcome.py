@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass
 
 from pipeline.errors import DataError, InfrastructureError, Interrupted, TrainingDiverged, UserError
 from pipeline.storage import exists, join, read_bytes, write_atomic
+from pipeline.train.memory import OutOfMemory
 
 _ERRORS = {
-    error.__name__: error for error in (DataError, InfrastructureError, Interrupted, TrainingDiverged, UserError)
+    error.__name__: error
+    for error in (DataError, InfrastructureError, Interrupted, OutOfMemory, TrainingDiverged, UserError)
 }
 
 

@@ -7,12 +7,13 @@ import importlib.metadata
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from hip_model.accounting import optimizer_bytes
+from hip_model.accounting import activation_bytes, optimizer_bytes
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path
-from pipeline.train.build import TRAIN, build_skeleton, flops_per_example
+from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, mask_config
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import config_hash, options_to_dict, run_name
@@ -34,6 +35,7 @@ class Plan:
     peak_learning_rate: float
     train_flops_per_example: float
     state_bytes_per_worker: int
+    activation_bytes_per_worker: int
     checkpoint_bytes: int
     engine: str
 
@@ -69,9 +71,17 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         peak_learning_rate=options.optim.peak_learning_rate(batch.global_size),
         train_flops_per_example=3 * flops_per_example(autoencoder.model, options),
         state_bytes_per_worker=optimizer_bytes(parameters, options.engine.precision != "fp32", stage, workers),
+        activation_bytes_per_worker=_activation_bytes(autoencoder.model, options, workers),
         checkpoint_bytes=parameters * 16,
         engine=f"{options.engine.kind}{zero} {options.engine.precision}",
     )
+
+
+def _activation_bytes(model: Any, options: PretrainOptions, workers: int) -> int:
+    """What one micro-batch keeps for its backward pass, without recomputation."""
+    size = options.batch.per_worker_size or -(-options.batch.global_size // workers)
+    bytes_per_value = 4 if options.engine.precision == "fp32" else 2
+    return size * activation_bytes(model.config, model.modalities, mask_config(options), bytes_per_value)
 
 
 def describe(planned: Plan) -> str:
@@ -91,6 +101,7 @@ def describe(planned: Plan) -> str:
         ("engine", f"{planned.engine}, peak learning rate {planned.peak_learning_rate:.3g}"),
         ("compute", f"{flops / 1e9:.3g} GFLOP an example, {total_flops / 1e15:.3g} PFLOP in all"),
         ("memory", f"{planned.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and moments a worker"),
+        ("", f"about {planned.activation_bytes_per_worker / 2**30:.2f} GiB of activations, without recomputation"),
         ("checkpoint", f"{planned.checkpoint_bytes / 2**30:.2f} GiB each"),
     ]  # fmt: skip
     return "\n".join(f"{key:<11}{value}" for key, value in rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, metrics of the interval
 _BAR_WIDTH = 24
 _KEPT_LETTERS = 10_000
+_RUN_ID_SECONDS = 60.0
 
 
 def duration(seconds: float) -> str:
@@ -89,6 +91,7 @@ class _Mailbox:
 
     def __init__(self) -> None:
         self._letters: deque[tuple[Any, ...]] = deque(maxlen=_KEPT_LETTERS)
+        self._run_id: tuple[bool, str | None] = (False, None)
 
     def put(self, letter: tuple[Any, ...]) -> None:
         self._letters.append(letter)
@@ -97,6 +100,30 @@ class _Mailbox:
         letters = list(self._letters)
         self._letters.clear()
         return letters
+
+    def tell_run_id(self, run_id: str | None) -> None:
+        self._run_id = (True, run_id)
+
+    def run_id(self) -> tuple[bool, str | None]:
+        return self._run_id
+
+
+def tracked_run_id(mailbox: Any) -> str | None:
+    """In a worker: the run that the driver has opened, waited for; none when the tracking server is away."""
+    if mailbox is None:
+        return None
+    import ray
+
+    deadline = time.monotonic() + _RUN_ID_SECONDS
+    while time.monotonic() < deadline:
+        try:
+            is_known, run_id = ray.get(mailbox.run_id.remote(), timeout=_RUN_ID_SECONDS)
+        except (ray.exceptions.RayError, TimeoutError):
+            return None
+        if is_known:
+            return run_id  # type: ignore[no-any-return]
+        time.sleep(0.1)
+    return None
 
 
 def open_mailbox() -> Any:

@@ -11,6 +11,7 @@ from typing import Any
 
 from pipeline.errors import InfrastructureError
 from pipeline.storage import join
+from pipeline.tracking.client import Tracker
 from pipeline.train.assembly import Job
 from pipeline.train.checks import check_cluster
 from pipeline.train.outcome import Outcome
@@ -21,7 +22,13 @@ from pipeline.train.worker import train_worker
 logger = logging.getLogger(__name__)
 
 
-def run_with_ray(job: Job) -> None:
+def run_with_ray(job: Job, tracker: Tracker) -> None:
+    """Start the workers, show what they say, and return when they have ended.
+
+    Raises:
+        UserError: the cluster is too small.
+        InfrastructureError: Ray does not start, or the workers failed more often than allowed.
+    """
     import ray
 
     from pipeline.ray_session import ray_session
@@ -36,6 +43,10 @@ def run_with_ray(job: Job) -> None:
             thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
             thread.start()
             logger.info("starting %d worker(s) with Ray", job.options.scale.workers)
+            if job.record.tracking_run_id is None:  # reaching the tracking server takes as long as starting workers
+                job.record.tracking_run_id = tracker.run_id
+                job.mailbox.tell_run_id.remote(job.record.tracking_run_id)
+                job.record.write(job.run_folder)
             while thread.is_alive():  # in pieces, so that signals are handled
                 thread.join(0.2)
                 news.poll()

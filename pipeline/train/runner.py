@@ -77,15 +77,13 @@ def run_pretraining(
     if done is not None:
         return done
     logger.info("%s", describe(planned))
-    tracker = _open_tracker(options, record, parent_run_id)
-    # Known before a worker opens it: two openings of a key at once would make two runs.
-    record.tracking_run_id = tracker.run_id or record.tracking_run_id
+    tracker = _open_tracker(options, record, planned.run_folder, parent_run_id)
     record.status, record.attempts, record.message = RUNNING, record.attempts + 1, ""
     record.write(planned.run_folder)
     remove_stop(planned.run_folder)
     job = Job(options, planned.run_folder, record, report if options.scale.workers else None)
     try:
-        _run(job, report)
+        _run(job, report, tracker)
         outcome = Outcome.read(planned.run_folder, record.attempts)
         if outcome is None:
             raise InfrastructureError(f"the workers of {record.name} ended without saying how; {resume_hint(record)}")
@@ -141,12 +139,13 @@ def _result(record: RunRecord, run_folder: str) -> PretrainResult:
     )
 
 
-def _open_tracker(options: PretrainOptions, record: RunRecord, parent_run_id: str | None) -> Tracker:
+def _open_tracker(options: PretrainOptions, record: RunRecord, run_folder: str, parent_run_id: str | None) -> Tracker:
     tags = {
         "hip.kind": "pretrain",
         "hip.code_version": record.code_version,
         "hip.config_hash": record.config_hash,
         "hip.fingerprint": record.fingerprint,
+        "hip.run_folder": run_folder,
     }
     quiet = replace(options.tracking, system_metrics=False)  # of the workers, not of this process
     return open_run(
@@ -161,13 +160,15 @@ def _open_tracker(options: PretrainOptions, record: RunRecord, parent_run_id: st
     )
 
 
-def _run(job: Job, report: Report | None) -> None:
+def _run(job: Job, report: Report | None, tracker: Tracker) -> None:
     stop = threading.Event()
     with stop_on_signals(job.run_folder, stop):
         if job.options.scale.workers == 0:
+            # Known before a worker opens it: two openings of a key at once would make two runs.
+            job.record.tracking_run_id = tracker.run_id or job.record.tracking_run_id
             run_in_process(job, stop, report)
         else:
-            run_with_ray(job)
+            run_with_ray(job, tracker)
 
 
 def _close(job: Job, outcome: Outcome, tracker: Tracker) -> PretrainResult:

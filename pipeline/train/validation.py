@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -41,7 +42,8 @@ class Validation(Hook):
         self.run(trainer)
 
     def run(self, trainer: Trainer) -> None:
-        """Sum over examples and workers, then over modalities as the training loss does."""
+        """Sum over examples and workers, then over modalities as the training loss does; the pause is a metric too."""
+        began = time.perf_counter()
         count = min(trainer.options.validation.examples, len(self.reader))
         start, mine = rank_slice(0, count, trainer.rank, trainer.workers)
         size = max(1, -(-trainer.options.batch.global_size // trainer.workers // trainer.accumulation_steps))
@@ -58,13 +60,15 @@ class Validation(Hook):
         if trainer.workers > 1:
             distributed.all_reduce(sums)
         self.latest = summarise(trainer.modalities, sums.tolist(), trainer.options.loss.weights)
+        pause = time.perf_counter() - began
         if trainer.rank == 0:
-            trainer.tracker.log_metrics(self.latest, trainer.state.step)
+            trainer.tracker.log_metrics({**self.latest, "validation/pause_seconds": pause}, trainer.state.step)
             logger.info(
-                "step %d: validation loss %.4f on %d examples",
+                "step %d: validation loss %.4f on %d examples, in %.1f s",
                 trainer.state.step,
                 self.latest["validation/loss"],
                 count,
+                pause,
             )
 
     def _batch(self, trainer: Trainer, module: torch.nn.Module, batch: Batch) -> torch.Tensor:

@@ -19,10 +19,11 @@ from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job, build_trainer
 from pipeline.train.loop import StopFlag, Trainer, train
+from pipeline.train.memory import explain_out_of_memory, is_out_of_memory
 from pipeline.train.metrics import Metrics, Report
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
-from pipeline.train.progress import worker_news
+from pipeline.train.progress import tracked_run_id, worker_news
 from pipeline.train.resume import DIVERGED, FAILED, FINISHED, INTERRUPTED
 from pipeline.train.validation import Validation
 from pipeline.train.watchdog import StopFile
@@ -77,8 +78,10 @@ def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | 
             assert trainer is not None, "raised by training only"
             trainer.settle_save()
             outcome = _outcome(trainer, _STATUS[type(error)], attempt, error)
-        except (HipError, ValueError, TypeError, KeyError, AttributeError) as error:
-            known = _as_ours(error)
+        except Exception as error:
+            known = _as_ours(error, job.options)
+            if known is None:
+                raise  # a lost connection, a dying node: Ray tries again
             logger.exception("rank %d failed", rank)
             if trainer is not None:
                 trainer.checkpoints.join(_LAST_SAVE_SECONDS)  # the other workers' threads still answer
@@ -90,12 +93,17 @@ def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | 
             tracker.finish({FINISHED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.status, "FAILED"))
 
 
-def _as_ours(error: Exception) -> HipError:
+def _as_ours(error: Exception, options: PretrainOptions) -> HipError | None:
+    """The error to tell the user of; none for one that another try may mend."""
     if isinstance(error, HipError):
         return error
     if isinstance(error, ConfigError | InputError):
         return UserError(str(error))
-    return InfrastructureError(f"{type(error).__name__}: {error}")
+    if is_out_of_memory(error):
+        return explain_out_of_memory(error, options, options.scale.workers)
+    if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
+        return InfrastructureError(f"{type(error).__name__}: {error}")
+    return None
 
 
 def _outcome(trainer: Trainer, status: str, attempt: int, error: HipError | None = None) -> Outcome:
@@ -115,9 +123,8 @@ def _outcome(trainer: Trainer, status: str, attempt: int, error: HipError | None
 
 def _open_tracker(job: Job) -> Tracker:
     record = job.record
-    return open_run(
-        job.options.tracking, job.options.storage, record.name, key=record.key, resume_run_id=record.tracking_run_id
-    )
+    run_id = record.tracking_run_id or tracked_run_id(job.mailbox)
+    return open_run(job.options.tracking, job.options.storage, record.name, key=record.key, resume_run_id=run_id)
 
 
 @contextmanager

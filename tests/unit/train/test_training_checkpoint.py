@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -116,6 +117,28 @@ def test_pruning_keeps_the_last_ones_and_sweeps_up_what_killed_writers_left(tmp_
         "step_00000006",
         "step_00000007",
     ]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    may_write = threading.Event()
+
+    def slow(weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
+        assert may_write.wait(30)
+        export(weights, average, folder)
+
+    engine = engine_after(1)
+    then = engine.module.first.weight.detach().clone()
+    writing = CheckpointWriter(str(tmp_path), CheckpointOptions(), slow)
+    writing.begin(engine, TrainerState(seed=0, step=1))
+    engine.backward(engine.forward(x=torch.ones(4, 3)).loss, last=True)
+    engine.step(0.01)
+    assert latest_checkpoint(str(tmp_path)) is None  # half a checkpoint is none
+    may_write.set()
+    folder = writing.wait()
+    assert folder is not None
+    assert writing.wait() is None
+    assert torch.equal(NamedStates(folder)["first.weight"].weight, then)  # of the moment in which it was begun
+    assert not torch.equal(engine.module.first.weight, then)
 
 
 def test_a_failed_write_says_so_and_leaves_nothing(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Options: what is refused, and that the YAML files have exactly the tree of the dataclasses."""
 
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -9,6 +9,7 @@ import yaml
 
 import conf
 from hip_model import available_models
+from pipeline.config import load_options
 from pipeline.errors import UserError
 from pipeline.train.checks import accumulation_steps, check_cluster, check_options
 from pipeline.train.options import (
@@ -29,6 +30,28 @@ BASE = PretrainOptions(shards="data", duration=DurationOptions(steps=10))
 
 def with_engine(**values: Any) -> PretrainOptions:
     return replace(BASE, engine=EngineOptions(**values))
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+@pytest.mark.parametrize(
+    "name",
+    sorted(path.stem for path in (CONF / "experiment").glob("*.yaml") if not path.stem.startswith("finetune")),
+)
+def test_what_a_named_experiment_says_is_what_runs(name: str) -> None:
+    recipe = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    chosen = {key.removeprefix("override /"): value for part in recipe.pop("defaults") for key, value in part.items()}
+    options = load_options(PretrainOptions, "pretrain", ["shards=/x", f"experiment={name}"])
+    check_options(options)
+    assert (options.model.name, options.mask.policy) == (chosen["model"], chosen["mask"])
+    found = leaves(asdict(options))
+    for key, value in leaves(recipe).items():
+        assert found[key] == value, key
 
 
 @pytest.mark.parametrize(
