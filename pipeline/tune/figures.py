@@ -28,7 +28,7 @@ def cost_picture(trials: Sequence[TrialResult], metric: str, mode: str) -> Pictu
             across = [cost_of(trial) / 1e9 for trial in chosen]
             up = [trial.value for trial in chosen]
             axes.scatter(across, up, marker=marker, color=_ACCENT, s=28, label=label)
-    front = pareto_front([trial for trial in measured if trial.status != STOPPED] or measured, mode)
+    front = pareto_front(measured, mode)
     axes.step(
         [cost_of(trial) / 1e9 for trial in front], [trial.value for trial in front], where="post", color=_INK, lw=1,
         label="Pareto front",
@@ -50,7 +50,10 @@ def importance_picture(found: Sequence[Importance]) -> Picture:
     axes.barh(names, [entry.mean for entry in found], xerr=[entry.deviation for entry in found], color=_ACCENT)
     axes.invert_yaxis()
     axes.set_xlabel("loss of explained variance when shuffled")
-    caption = "Permutation importance in a random forest of the measured trials: a ranking, not an effect size."
+    caption = (
+        "Permutation importance in a random forest of the measured trials: a ranking, not an effect size. "
+        "Trials that were stopped count with what they had reached."
+    )
     return Picture("importance", "Importance of each dial", png(figure), caption)
 
 
@@ -66,13 +69,14 @@ def parallel_picture(trials: Sequence[TrialResult], metric: str, mode: str) -> P
     figure = canvas(1.6 + 1.3 * len(keys), 4.0)
     axes = figure.subplots()
     order = _unit(values if mode == "min" else -values)
-    colours = matplotlib.colormaps["viridis"](order)
+    colours = matplotlib.colormaps["viridis"](0.88 * order)  # its yellow end cannot be seen on white
     for index in np.argsort(-order):
         axes.plot(range(len(spread)), [column[index] for column in spread], color=colours[index], lw=1.4, alpha=0.85)
     names = [key.removeprefix("dials.").split(".")[-1] for key in keys]
     axes.set_xticks(range(len(spread)), [*names, metric], rotation=30, ha="right", fontsize=8)
-    for place, key in enumerate(keys):
-        labels = _ends([trial.candidate.settings.get(key) for trial in measured])
+    shown = [[trial.candidate.settings.get(key) for trial in measured] for key in keys]
+    for place, settings in enumerate([*shown, [trial.value for trial in measured]]):
+        labels = _ends(settings)
         axes.text(place, -0.04, labels[0], ha="center", va="top", fontsize=7, color=_INK)
         axes.text(place, 1.03, labels[1], ha="center", va="bottom", fontsize=7, color=_INK)
     axes.set_yticks([])
@@ -90,7 +94,9 @@ def curve_picture(trials: Sequence[TrialResult], metric: str, mode: str) -> Pict
     for trial in [*trials][:_MOST_CURVES]:
         if trial.curve:
             colour = _BEST if trial is best else _MUTED if trial.status == STOPPED else _ACCENT
-            axes.plot(*zip(*trial.curve, strict=True), color=colour, lw=2 if trial is best else 1, alpha=0.9)
+            mark = "." if len(trial.curve) == 1 else None  # stopped at its first report
+            across, up = zip(*trial.curve, strict=True)
+            axes.plot(across, up, color=colour, marker=mark, lw=2 if trial is best else 1, alpha=0.9)
     axes.set_xlabel("step")
     axes.set_ylabel(metric)
     return Picture("curves", "Learning curves", png(figure), "Red: the best. Grey: stopped early.")

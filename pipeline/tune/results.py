@@ -65,19 +65,24 @@ class SearchResult:
         return f"{len(self.trials)} candidates: {', '.join(parts)}"
 
 
-def best_trial(trials: Sequence[TrialResult], mode: str) -> TrialResult | None:
-    """The best of the trials that trained to the end; of all measured ones where none did."""
+def comparable(trials: Sequence[TrialResult]) -> list[TrialResult]:
+    """The measured trials that trained to the end; all measured ones where none did."""
     measured = [trial for trial in trials if trial.is_measured]
-    complete = [trial for trial in measured if trial.status == FINISHED] or measured
+    return [trial for trial in measured if trial.status == FINISHED] or measured
+
+
+def best_trial(trials: Sequence[TrialResult], mode: str) -> TrialResult | None:
+    """The best of the comparable trials."""
+    complete = comparable(trials)
     if not complete:
         return None
     return (min if mode == "min" else max)(complete, key=lambda trial: trial.value)
 
 
 def pareto_front(trials: Sequence[TrialResult], mode: str) -> list[TrialResult]:
-    """Trials that no other beats in both cost (training FLOPs) and metric, cheapest first."""
+    """Comparable trials that no other beats in both cost (training FLOPs) and metric, cheapest first."""
     sign = 1 if mode == "min" else -1
-    priced = [trial for trial in trials if trial.is_measured and trial.candidate.costs is not None]
+    priced = [trial for trial in comparable(trials) if trial.candidate.costs is not None]
     front: list[TrialResult] = []
     for trial in sorted(priced, key=lambda found: (cost_of(found), sign * found.value)):
         if not front or sign * trial.value < sign * front[-1].value:

@@ -94,8 +94,18 @@ class Space:
         return {key: domain.value(drawn[key]) for key, domain in self.domains.items()}
 
     def grid_size(self) -> int:
-        """Points of the complete grid."""
-        return math.prod(len(domain.grid()) for domain in self.domains.values())
+        """Points of the complete grid.
+
+        Raises:
+            UserError: a key whose range is continuous.
+        """
+        points = 1
+        for key, domain in self.domains.items():
+            try:
+                points *= len(domain.grid())
+            except UserError as error:
+                raise UserError(f"search.algorithm=grid, {key}: {error}") from error
+        return points
 
     def describe(self) -> dict[str, Any]:
         """The space as JSON values, to store and to compare."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from hip_model.geometry import GeometryDials
+from pipeline.config import load_options
 from pipeline.errors import UserError
 from pipeline.train.options import BatchOptions, DurationOptions, ModelOptions, PretrainOptions
 from pipeline.tune.options import SearchOptions, TuneOptions
@@ -41,6 +44,27 @@ def test_grids_enumerate_steps_and_refuse_continua() -> None:
     assert [Choice(("a", "b")).value(draw) for draw in Choice(("a", "b")).grid()] == ["a", "b"]
     with pytest.raises(UserError, match="a grid needs values"):
         Range(0.1, 0.5).grid()
+
+
+def examples() -> list[str]:
+    """The commands in the head of ``conf/tune.yaml``."""
+    lines = (Path(__file__).parents[3] / "conf" / "tune.yaml").read_text().splitlines()
+    return [line.removeprefix("#").strip() for line in lines if line.startswith("#   hip tune")]
+
+
+@pytest.mark.parametrize("command", examples())
+def test_the_examples_describe_searches(command: str) -> None:
+    options = load_options(TuneOptions, "tune", shlex.split(command)[2:])
+    space = build_space(options.search, options)
+    assert space.domains
+    if options.search.algorithm == "grid":
+        assert space.grid_size() >= 2
+
+
+def test_a_continuous_range_in_a_grid_is_named() -> None:
+    search = SearchOptions(dials={"depth": [1, 2], "decoder_width": {"low": 0.25, "high": 1.0}})
+    with pytest.raises(UserError, match=r"search.algorithm=grid, dials.decoder_width: a grid needs values"):
+        build_space(search, BASE).grid_size()
 
 
 @pytest.mark.parametrize(
