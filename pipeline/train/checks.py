@@ -56,6 +56,11 @@ def _check_engine(options: PretrainOptions) -> None:
         raise UserError("engine.kind=torch has neither offload_optimizer nor fp16; use engine=deepspeed_zero1 for them")
     if engine.offload_optimizer and engine.stage == 0:
         raise UserError("engine.offload_optimizer=true needs engine.stage of 1 or more, got 0")
+    if engine.stage == 3 and engine.kind == "deepspeed" and options.scale.workers == 0:
+        raise UserError(
+            "engine.stage=3 replaces torch functions of its whole process, which scale.workers=0 shares with others; "
+            "use scale.workers=1, or engine.stage=1"
+        )
     if engine.stage == 3 and engine.kind == "deepspeed" and engine.compile:
         raise UserError("engine.compile=true does not work with engine.stage=3; use engine.stage=2 or 1")
     if engine.stage == 3 and engine.kind == "deepspeed" and optim.ema_decay is not None:

@@ -14,8 +14,9 @@ import torch
 from hip_model.masking import mask_seeds
 from hip_model.modality import Modality
 from pipeline.shards.reader import ShardReader
-from pipeline.train.figures import latent_norms, position_maps, reconstruction_grid, sound_pairs
+from pipeline.train.figures import position_maps, reconstruction_grid, sound_pairs
 from pipeline.train.hooks import Hook
+from pipeline.train.levels import gradient_norms, latent_norms
 
 if TYPE_CHECKING:
     from pipeline.train.loop import Trainer
@@ -26,7 +27,7 @@ _PEAKS = {"uint8": 255.0}
 
 
 class Figures(Hook):
-    """Reconstructions and position tables as PNG files of the tracked run, and the size of latents by level."""
+    """Reconstructions and position tables as PNG files of the tracked run; norms of latents and gradients by level."""
 
     name = "figures"
 
@@ -46,6 +47,8 @@ class Figures(Hook):
     def draw(self, trainer: Trainer) -> None:
         """Never the end of a run: a picture that cannot be drawn is a warning."""
         module = trainer.engine.whole_module()
+        beta2, steps = trainer.options.optim.betas[1], trainer.engine.optimizer_steps()
+        trainer.tracker.log_metrics(gradient_norms(trainer.engine.named_state(), beta2, steps), trainer.state.step)
         if trainer.rank == 0:
             try:
                 self._draw(trainer, module)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from hip_model.modality import Modality
 from hip_model.ordering import inverse, token_order
@@ -130,10 +128,3 @@ def principal_components(table: np.ndarray) -> np.ndarray:
     found = np.pad(found, ((0, 0), (0, 3 - found.shape[1])))
     low, high = found.min(axis=0), found.max(axis=0)
     return np.asarray((found - low) / np.maximum(high - low, 1e-12))
-
-
-def latent_norms(latents: Sequence[torch.Tensor]) -> dict[str, float]:
-    """Root mean square of each block's output, by level: where activations grow or die."""
-    return {
-        f"latents/block_{index:02d}": float(value.float().square().mean().sqrt()) for index, value in enumerate(latents)
-    }

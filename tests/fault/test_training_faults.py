@@ -57,11 +57,11 @@ def test_a_worker_that_hangs_is_restarted_with_its_stacks_kept(folder: Path, exp
     def stop_a_worker() -> None:
         worker = workers_of_this_test()[0]
         worker.send_signal(signal.SIGSTOP)
-        time.sleep(90)  # Ray ends it before; what cannot be ended while stopped is helped along
+        time.sleep(60)  # Ray ends it before; what cannot be ended while stopped is helped along
         if worker.is_running():
             worker.kill()
 
-    options = replace(untracked(folder, "hung"), guards=GuardOptions(hang_seconds=20))
+    options = replace(untracked(folder, "hung"), guards=GuardOptions(hang_seconds=40))
     once_at_step(folder / "runs" / "hung", 5, stop_a_worker)
     run_pretraining(options)
     assert losses_of(folder, "hung") == expected

@@ -82,3 +82,5 @@ def test_a_run_logs_pictures_and_the_size_of_its_latents(
     assert names == {"reconstruction_image", "reconstruction_audio", "positions_image", "positions_audio"}
     assert len(kept.files) == 8  # at step 5 and at the end
     assert kept.metrics["latents/block_00"] > 0
+    assert kept.metrics["gradients/block_00"] > 0
+    assert kept.metrics["gradients/positions"] > 0

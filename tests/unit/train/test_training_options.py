@@ -67,6 +67,7 @@ def test_what_a_named_experiment_says_is_what_runs(name: str) -> None:
         (with_engine(precision="fp16"), ("fp16", "gpus_per_worker=0")),
         (with_engine(kind="torch", offload_optimizer=True), ("torch", "offload_optimizer")),
         (with_engine(stage=0, precision="fp32", offload_optimizer=True), ("offload_optimizer=true", "stage")),
+        (replace(with_engine(stage=3), scale=ScaleOptions(0)), ("stage=3", "workers=0")),
         (with_engine(stage=3, compile=True), ("compile=true", "stage=3")),
         (replace(with_engine(stage=3), optim=OptimOptions(ema_decay=0.9)), ("ema_decay", "stage=3")),
         (replace(BASE, optim=OptimOptions(kind="lamb")), ("lamb", "stage=1")),
