@@ -19,12 +19,10 @@ VERBS = {
     "register": "package a model and add it to the registry",
     "promote": "move an alias through a metric gate",
     "predict": "raw media to embeddings, labels or reconstructions",
+    "submit": "any of these as a job on a Ray cluster, or as a Kubernetes manifest",
     "plan": "parameters, memory, bytes and time of a job, before it starts",
     "doctor": "what is wrong with this machine or cluster, and how to mend it",
     "bench": "the benchmarks, each with its table and result file",
-}
-NOT_BUILT = {
-    "submit": "the verb as a Ray job on a cluster",
 }
 
 
@@ -35,9 +33,6 @@ def main(argv: list[str] | None = None) -> int:
         print(_usage())
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
-    if name in NOT_BUILT:
-        print(f"hip {name} is not built yet", file=sys.stderr)
-        return 2
     if name not in VERBS:
         print(f"error: no verb {name!r}: {nearest(name, VERBS)}", file=sys.stderr)
         return 2
@@ -46,8 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _usage() -> str:
     verbs = "\n".join(f"  {name:<11} {what}" for name, what in VERBS.items())
-    missing = "\n".join(f"  {name:<11} {what} (not built yet)" for name, what in NOT_BUILT.items())
-    return f"hip <verb> [key=value …]\n\n{verbs}\n{missing}\n\nhip <verb> --help shows the keys with examples."
+    return f"hip <verb> [key=value …]\n\n{verbs}\n\nhip <verb> --help shows the keys with examples."
 
 
 if __name__ == "__main__":
