@@ -9,7 +9,7 @@ import torch
 
 from hip_model import build_model
 from hip_model.export import save_pretrained
-from pipeline.evaluate.head import Head, save_head
+from pipeline.evaluate.head import Head, pool_features, save_head
 from pipeline.preprocess.recipe import AudioRecipe, TokenRecipe, VideoRecipe
 
 RECIPE = TokenRecipe(clip_seconds=1.0, video=VideoRecipe(4, 16, 16), audio=AudioRecipe(4000))
@@ -31,15 +31,17 @@ def make_model(folder: Path, seed: int = 0, with_head: bool = True) -> Path:
     torch.manual_seed(seed)
     model = build_model("hip_nano", [spec.to_modality() for spec in RECIPE.specs()]).eval()
     latents = model.encode({m.name: torch.zeros(1, m.num_tokens, m.num_channels) for m in model.modalities})
-    width = latents[-1].shape[-1]
+    levels = tuple(range(len(latents)))
+    width = pool_features(latents, levels, "groups").shape[1]
     head = Head(
         weight=torch.randn(len(LABELS), width),
         bias=torch.zeros(len(LABELS)),
         mean=torch.zeros(width),
         std=torch.ones(width),
-        level=len(latents) - 1,
+        levels=levels,
         task="classification",
         label_names=LABELS,
+        pool="groups",
     )
     save_pretrained(model, folder, {"data": data_card()} | (head.metadata() if with_head else {}))
     if with_head:

@@ -28,7 +28,7 @@ def attentive_probe(session: Session) -> Findings:
         UserError: no labels, or latents above 2 GiB (limit.fit_examples bounds them).
     """
     options = session.options
-    level = session.levels()[-1]
+    level = session.one_level()
     fit_latents, fit_labels = _latents(session, options.fit_split, level)
     check_labels(fit_labels, session.label_names, options.fit_split)
     mean, std = fit_latents.mean((0, 1)), fit_latents.std((0, 1)).clamp_min(1e-6)

@@ -39,7 +39,7 @@ class Classifier(nn.Module):
     def features(self, inputs: dict[str, Tensor], selection: TokenSelection | None) -> Tensor:
         """Pooled latents [B, D]."""
         with torch.set_grad_enabled(self.train_model and torch.is_grad_enabled()):
-            return pool_features(self.model.encode(inputs, selection), self.level)
+            return pool_features(self.model.encode(inputs, selection), (self.level,))
 
     def forward(self, inputs: dict[str, Tensor], selection: TokenSelection | None = None) -> Tensor:
         """Scores [B, classes] of normalised inputs [B, T, C]."""
@@ -55,7 +55,7 @@ class Classifier(nn.Module):
         """The head in the form that evaluation and serving read."""
         values = (self.head.weight, self.head.bias, self.mean, self.std)
         weight, bias, mean, std = (value.detach().float().cpu().clone() for value in values)
-        return Head(weight, bias, mean, std, self.level, self.task, tuple(self.label_names))
+        return Head(weight, bias, mean, std, (self.level,), self.task, tuple(self.label_names))
 
 
 def used_by_level(name: str, level: int) -> bool:

@@ -37,18 +37,16 @@ def linear_probe(session: Session) -> tuple[Findings, Head]:
         UserError: a split without labels.
     """
     options = session.options
-    levels = session.levels()
-    fit = session.embeddings(options.fit_split, max(*levels, session.loaded.num_encoder_levels - 1) + 1)
+    choices = session.level_choices()
+    level_count = max(*(max(levels) for levels in choices), session.loaded.num_encoder_levels - 1) + 1
+    fit = session.embeddings(options.fit_split, level_count)
     check_labels(fit.labels, session.label_names, options.fit_split)
     fit = fit.labelled()
-    probes = [
-        fit_linear(fit.features[level], fit.labels, session.label_names, level, options.probe, options.seed)
-        for level in levels
-    ]
+    probes = [fit_linear(fit, session.label_names, levels, options.probe, options.seed) for levels in choices]
     best = max(probes, key=lambda probe: probe.held_out_score)
-    scored = session.embeddings(options.split, len(fit.features)).labelled()
+    scored = session.embeddings(options.split, level_count).labelled()
     findings = _score_head(session, best.head, scored)
-    tables = [_levels_table(session, probes, best, scored), *findings.tables]
+    tables = [_levels_table(session, probes, best), *findings.tables]
     pictures = [*_level_pictures(probes), *findings.pictures]
     return Findings(findings.metrics, tables, pictures, _probe_notes(fit, best)), best.head
 
@@ -71,25 +69,27 @@ def own_head(session: Session) -> Findings:
             f"the data has labels that the model's training never saw: {', '.join(missing[:5])} "
             f"(the head knows {', '.join(head.label_names[:8])}{' …' if len(head.label_names) > 8 else ''})"
         )
-    level_count = max(head.level + 1, session.loaded.num_encoder_levels)
+    level_count = max(max(head.levels) + 1, session.loaded.num_encoder_levels)
     scored = session.embeddings(session.options.split, level_count)
     return _score_head(session, head, scored if head.task == "multilabel" else scored.labelled())
 
 
 def neighbours(session: Session) -> Findings:
-    """k nearest neighbours by cosine distance on the chosen level (the processor unless said otherwise)."""
+    """k nearest neighbours by cosine distance; ``probe.level`` and ``probe.pool`` name the features."""
     options = session.options
-    level = session.levels()[-1]
-    level_count = max(level + 1, session.loaded.num_encoder_levels)
+    levels = session.level_choices()[-1]
+    level_count = max(max(levels) + 1, session.loaded.num_encoder_levels)
     fit = session.embeddings(options.fit_split, level_count)
     check_labels(fit.labels, session.label_names, options.fit_split)
     fit, scored = fit.labelled(), session.embeddings(options.split, level_count).labelled()
     targets = label_matrix(fit.labels, len(session.label_names))
-    scores = neighbour_scores(fit.features[level], targets, scored.features[level], options.knn.neighbours)
+    pooled = [part.features(levels, options.probe.pool) for part in (fit, scored)]
+    scores = neighbour_scores(pooled[0], targets, pooled[1], options.knn.neighbours)
     findings = score_classes(session, scores, scored, session.label_names, options.task == "multilabel")
-    pictures = [*findings.pictures, *_projection(session, scored, level)]
+    pictures = [*findings.pictures, *_projection(session, scored, pooled[1])]
     note = (
-        f"{options.knn.neighbours} neighbours among {len(fit)} examples of split {options.fit_split!r}, level {level}."
+        f"{options.knn.neighbours} neighbours among {len(fit)} examples of split {options.fit_split!r}; "
+        f"{_levels_text(levels)}, pool {options.probe.pool}."
     )
     return Findings(findings.metrics, findings.tables, pictures, [note])
 
@@ -108,10 +108,11 @@ def score_classes(
 
 def _score_head(session: Session, head: Head, scored: Embeddings) -> Findings:
     with torch.inference_mode():
-        scores = head.probabilities(torch.from_numpy(scored.features[head.level])).numpy()
+        pooled = scored.features(head.levels, head.pool)
+        scores = head.probabilities(torch.from_numpy(pooled)).numpy()
     multilabel = head.task == "multilabel" or session.options.task == "multilabel"
     findings = score_classes(session, scores, scored, list(head.label_names), multilabel)
-    pictures = [*findings.pictures, *_projection(session, scored, head.level)]
+    pictures = [*findings.pictures, *_projection(session, scored, pooled)]
     return Findings(findings.metrics, findings.tables, pictures, findings.notes)
 
 
@@ -154,34 +155,44 @@ def _chance(labels: np.ndarray) -> Estimate:
     return Estimate(share, share, share, len(labels))
 
 
-def _projection(session: Session, scored: Embeddings, level: int) -> list[Picture]:
+def _projection(session: Session, scored: Embeddings, pooled: np.ndarray) -> list[Picture]:
     if not session.options.figures.enabled or len(scored) < 4:
         return []
     kinds = np.array([row[0] if row else -1 for row in scored.labels])
-    return [projection(scored.features[level], kinds, session.label_names, session.options.seed)]
+    return [projection(pooled, kinds, session.label_names, session.options.seed)]
 
 
-def _levels_table(session: Session, probes: list[FittedProbe], best: FittedProbe, scored: Embeddings) -> Table:
+def _levels_table(session: Session, probes: list[FittedProbe], best: FittedProbe) -> Table:
     rows = []
     for probe in probes:
-        level = probe.head.level
-        kind = "processor" if level == session.loaded.num_encoder_levels - 1 else "block"
-        width = scored.features[level].shape[1]
+        levels = probe.head.levels
+        processor = levels == (session.loaded.num_encoder_levels - 1,)
         mark = "scored" if probe is best else ""
-        rows.append((f"{kind} {level}", width, probe.strength, probe.held_out_score, mark))
-    return Table("Probes by level", ("level", "channels", "inverse penalty", "held-out score", ""), rows)
+        name = _levels_text(levels) + (" (processor)" if processor else "")
+        rows.append((name, probe.head.weight.shape[1], probe.strength, probe.held_out_score, mark))
+    return Table("Probes by level", ("latents", "features", "inverse penalty", "held-out score", ""), rows)
+
+
+def _levels_text(levels: tuple[int, ...]) -> str:
+    return f"level {levels[0]}" if len(levels) == 1 else f"levels {levels[0]} to {levels[-1]} side by side"
 
 
 def _level_pictures(probes: list[FittedProbe]) -> list[Picture]:
     if len(probes) < 2:
         return []
-    line = ([probe.head.level for probe in probes], [probe.held_out_score for probe in probes])
+    line = ([probe.head.levels[0] for probe in probes], [probe.held_out_score for probe in probes])
     return [curves("levels", "Held-out score by level", {"linear probe": line}, ("level", "score"))]
 
 
 def _probe_notes(fit: Embeddings, best: FittedProbe) -> list[str]:
     kind = "mean average precision" if is_multilabel(fit.labels) else "accuracy"
+    how = (
+        f"the penalty was chosen by {kind} on {best.folds} held-out part{'s' * (best.folds > 1)} of them, never on "
+        "the scored split"
+        if best.folds
+        else "too few files to hold any out, so the penalty is the middle one"
+    )
     return [
-        f"Logistic regression on mean-pooled latents of level {best.head.level}, fitted on {len(fit)} examples; "
-        f"the penalty was chosen by {kind} on a held-out part of them, never on the scored split."
+        f"Logistic regression on the latents of {_levels_text(best.head.levels)}, pool {best.head.pool}, fitted on "
+        f"{len(fit)} examples of {len(set(fit.sources))} files; {how}."
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ import torch
 
 from pipeline import storage
 from pipeline.errors import UserError
-from pipeline.evaluate.head import pool_features
+from pipeline.evaluate.head import POOLS, pooled_parts
 from pipeline.evaluate.loaded import LoadedModel, weights_digest
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.shards.reader import ShardReader
 
-_VERSION = 1  # raised when the content of a piece changes meaning
+_VERSION = 2  # raised when the content of a piece changes meaning
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class EmbedRequest:
 class Embeddings:
     """Pooled latents and what is known about their examples; every array has one row an example."""
 
-    features: list[np.ndarray]  # float32 [N, D] by level
+    levels: list[dict[str, np.ndarray]]  # by level, the parts of ``pooled_parts``: float32 [N, width]
     labels: list[tuple[int, ...]]
     sources: list[str]
     start_seconds: np.ndarray
@@ -52,13 +52,17 @@ class Embeddings:
     def __len__(self) -> int:
         return len(self.sources)
 
+    def features(self, levels: Sequence[int], pool: str) -> np.ndarray:
+        """What :func:`pool_features` gives for these levels: float32 [N, sum of widths]."""
+        return np.concatenate([self.levels[level][part] for level in levels for part in POOLS[pool]], axis=1)
+
     def labelled(self) -> Embeddings:
         """Without the examples that have no label; all of them where any has several (none is then an answer too)."""
         if all(self.labels) or any(len(classes) > 1 for classes in self.labels):
             return self
         rows = np.array([bool(classes) for classes in self.labels])
         return Embeddings(
-            features=[level[rows] for level in self.features],
+            levels=[{part: values[rows] for part, values in level.items()} for level in self.levels],
             labels=[classes for classes in self.labels if classes],
             sources=[source for source, kept in zip(self.sources, rows, strict=True) if kept],
             start_seconds=self.start_seconds[rows],
@@ -113,13 +117,13 @@ def write_piece(
 def embed_rows(
     loaded: LoadedModel, reader: ShardReader, rows: np.ndarray, request: EmbedRequest
 ) -> dict[str, np.ndarray]:
-    """One batch: ``level_<i>`` float32 [B, D_i], ``example_ids``, ``start_seconds``, ``sources``, ``labels`` (JSON)."""
+    """One batch: ``<part>_<level>`` float32 [B, width], and what is known about each example (labels as JSON)."""
     batch = reader.read(rows)
     latents = batch_latents(loaded, batch, request.level_count, request.modalities)
-    found = {
-        f"level_{index}": pool_features(latents, index).cpu().numpy().astype(np.float32)
-        for index in range(request.level_count)
-    }
+    found = {}
+    for level in range(request.level_count):
+        for part, values in pooled_parts(latents[level]).items():
+            found[f"{part}_{level}"] = values.cpu().numpy().astype(np.float32)
     for name in loaded.modality_names:
         found[f"present_{name}"] = np.asarray(batch.present[name], dtype=bool)
     found["example_ids"] = np.asarray(batch.example_ids)
@@ -158,7 +162,9 @@ def _read_piece(location: str) -> dict[str, np.ndarray]:
 def _assemble(pieces: list[dict[str, np.ndarray]], level_count: int) -> Embeddings:
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     return Embeddings(
-        features=[joined[f"level_{index}"] for index in range(level_count)],
+        levels=[
+            {part: joined[f"{part}_{level}"] for part in ("mean", "std", "groups")} for level in range(level_count)
+        ],
         labels=[tuple(json.loads(str(text))) for text in joined["labels"]],
         sources=[str(source) for source in joined["sources"]],
         start_seconds=joined["start_seconds"],

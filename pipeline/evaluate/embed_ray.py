@@ -39,14 +39,15 @@ def embed_pieces(
     """Compute ``pieces`` on ``options.workers`` actors of the running Ray cluster; if none runs, start a local one."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(address="local", log_to_driver=False)
-    table = ray.data.from_items([{"start": start, "stop": stop} for start, stop in pieces])
-    written = table.repartition(len(pieces)).map_batches(
-        PieceEmbedder,
-        batch_size=1,
-        compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(pieces))),
-        num_gpus=options.gpus_per_worker,
-        fn_constructor_args=(model, device, request, options.batch_size, folder),
-    )
-    written.materialize()
+    from pipeline.ray_session import ray_session
+
+    with ray_session():
+        table = ray.data.from_items([{"start": start, "stop": stop} for start, stop in pieces])
+        written = table.repartition(len(pieces)).map_batches(
+            PieceEmbedder,
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=min(options.workers, len(pieces))),
+            num_gpus=options.gpus_per_worker,
+            fn_constructor_args=(model, device, request, options.batch_size, folder),
+        )
+        written.materialize()

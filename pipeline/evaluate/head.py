@@ -6,6 +6,7 @@ Only torch, numpy, safetensors and ``hip_model`` are imported here, so that a se
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from hip_model.errors import InputError
 
 HEAD_FILE = "head.safetensors"
 TASKS = ("classification", "multilabel")
+# How latents become one vector: the names of the parts that stand side by side for each level.
+POOLS = {"mean": ("mean",), "mean_std": ("mean", "std"), "groups": ("groups", "std")}
+_MOST_GROUPS = 16
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,18 @@ class Head:
     """Scores = ``(features - mean) / std @ weight.T + bias``.
 
     ``weight`` [classes, D], ``bias`` [classes], ``mean`` and ``std`` [D] over the pooled features of the fit split;
-    ``level`` is the block whose latents are pooled, ``task`` decides between softmax and sigmoid.
+    ``levels`` are the blocks whose latents are pooled and put side by side, ``pool`` says how (see
+    :func:`pool_features`), ``task`` decides between softmax and sigmoid.
     """
 
     weight: Tensor
     bias: Tensor
     mean: Tensor
     std: Tensor
-    level: int
+    levels: tuple[int, ...]
     task: str
     label_names: tuple[str, ...]
+    pool: str = "mean"
 
     def __post_init__(self) -> None:
         classes, width = self.weight.shape
@@ -43,6 +49,8 @@ class Head:
             raise InputError(f"head of weight {tuple(self.weight.shape)} has bias, mean, std of {shapes}")
         if self.task not in TASKS:
             raise InputError(f"head task {self.task!r} is unknown (valid: {', '.join(TASKS)})")
+        if self.pool not in POOLS:
+            raise InputError(f"head pool {self.pool!r} is unknown (valid: {', '.join(POOLS)})")
         if len(self.label_names) != classes:
             raise InputError(f"head has {classes} classes but {len(self.label_names)} label names")
 
@@ -60,24 +68,46 @@ class Head:
         return {
             "task": self.task,
             "label_names": list(self.label_names),
-            "head": {"level": self.level, "pool": "mean"},
+            "head": {"levels": list(self.levels), "pool": self.pool},
         }
 
 
-def pool_features(latents: list[Tensor], level: int) -> Tensor:
-    """Mean over groups and latents of one block's output: list of [B, G, N, D] -> [B, D].
+def pool_features(latents: list[Tensor], levels: Sequence[int], pool: str = "mean") -> Tensor:
+    """One vector an example from the outputs of some blocks: list of [B, G, N, D_i] -> [B, D].
+
+    ``mean`` averages over groups and latents. ``mean_std`` puts their standard deviation beside it: what is in few
+    latents only, a small object or a short sound, moves the spread where it would drown in the mean. ``groups`` keeps
+    one mean for each group instead, and so where things are; more than 16 groups are averaged down to 16.
 
     Raises:
         InputError: the model has no such block.
     """
-    if not -len(latents) <= level < len(latents):
-        raise InputError(f"level {level} does not exist; this model gives levels 0 to {len(latents) - 1}")
-    return latents[level].float().mean(dim=(1, 2))
+    parts = []
+    for level in levels:
+        if not -len(latents) <= level < len(latents):
+            raise InputError(f"level {level} does not exist; this model gives levels 0 to {len(latents) - 1}")
+        found = pooled_parts(latents[level])
+        parts += [found[part] for part in POOLS[pool]]
+    return torch.cat(parts, dim=1)
+
+
+def pooled_parts(latents: Tensor) -> dict[str, Tensor]:
+    """What the ways of pooling are made of, from one block's output [B, G, N, D]: ``mean`` and ``std`` [B, D], and
+    ``groups`` [B, min(G, 16) * D], group by group."""
+    values = latents.float()
+    groups = values.mean(dim=2)
+    if groups.shape[1] > _MOST_GROUPS:
+        groups = torch.nn.functional.adaptive_avg_pool1d(groups.transpose(1, 2), _MOST_GROUPS).transpose(1, 2)
+    return {
+        "mean": values.mean(dim=(1, 2)),
+        "std": values.flatten(1, 2).std(dim=1, correction=0),
+        "groups": groups.flatten(1),
+    }
 
 
 def head_probabilities(head: Head, latents: list[Tensor]) -> Tensor:
     """Probabilities [B, classes] from a model's latents."""
-    return head.probabilities(pool_features(latents, head.level))
+    return head.probabilities(pool_features(latents, head.levels, head.pool))
 
 
 def save_head(head: Head, folder: str | Path) -> None:
@@ -106,11 +136,12 @@ def load_head(folder: str | Path) -> Head | None:
 
     metadata = json.loads((Path(folder) / "config.json").read_text())["metadata"]
     if "head" not in metadata or "task" not in metadata:
-        raise InputError(f"{folder} has {HEAD_FILE}, but its config.json does not say which level and task it is for")
+        raise InputError(f"{folder} has {HEAD_FILE}, but its config.json does not say which levels and task it is for")
     tensors = load_file(path)
     return Head(
         **{name: tensors[name] for name in ("weight", "bias", "mean", "std")},
-        level=int(metadata["head"]["level"]),
+        levels=tuple(int(level) for level in metadata["head"].get("levels") or [metadata["head"]["level"]]),
+        pool=str(metadata["head"].get("pool", "mean")),
         task=str(metadata["task"]),
         label_names=tuple(metadata["label_names"]),
     )

@@ -10,6 +10,8 @@ from pipeline.train.options import at_least, between, one_of
 
 TASKS = ("reconstruction", "linear_probe", "knn", "classification", "multilabel", "retrieval", "segmentation")
 PROBE_KINDS = ("linear", "attentive")
+PROBE_LEVELS = ("encoder", "processor", "all")
+POOLS = ("mean", "mean_std", "groups")
 EMBED_ENGINES = ("process", "ray")
 SPLITS = ("train", "validation")
 
@@ -35,22 +37,25 @@ class EmbedOptions:
 class ProbeOptions:
     """The classifier on frozen latents."""
 
-    kind: str = "linear"  # linear: logistic regression on mean-pooled latents; attentive: one learned query over them
-    level: str = (
-        "processor"  # a block's number, "processor", or "all" (every encoder level, the best one by held-out fit)
+    kind: str = "linear"  # linear: logistic regression on pooled latents; attentive: one learned query over them
+    # "encoder": all encoder levels side by side; "all": each alone, the best by held-out fit; "processor"; a number
+    level: str = "encoder"
+    pool: str = "groups"  # mean | mean_std | groups: see ``pool_features``
+    strengths: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0)  # inverse penalties tried by cross-validation
+    folds: int = (
+        5  # parts of the fit split, each with every class and whole files; above 5,000 examples one is held out
     )
-    strengths: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)  # inverse penalties tried on a held-out part of the fit split
-    held_out: float = 0.2  # the share of the fit split that chooses the penalty
     iterations: int = 300  # L-BFGS iterations at most (linear), optimizer steps (attentive)
     learning_rate: float = 1e-3  # attentive only
 
     def __post_init__(self) -> None:
         one_of("probe.kind", self.kind, PROBE_KINDS)
-        if self.level not in ("processor", "all") and not self.level.isdigit():
-            raise UserError(f"probe.level={self.level!r}: use a block's number, 'processor' or 'all'")
+        if self.level not in PROBE_LEVELS and not self.level.isdigit():
+            raise UserError(f"probe.level={self.level!r}: use a block's number, 'encoder', 'processor' or 'all'")
+        one_of("probe.pool", self.pool, POOLS)
         if not self.strengths or min(self.strengths) <= 0:
             raise UserError(f"probe.strengths={list(self.strengths)}: give positive numbers, such as [0.1,1.0]")
-        between("probe.held_out", self.held_out, 0.01, 0.9)
+        at_least("probe.folds", self.folds, 2)
         at_least("probe.iterations", self.iterations, 1)
 
 

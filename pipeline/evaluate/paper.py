@@ -40,6 +40,9 @@ from pipeline.train.runner import run_pretraining
 
 logger = logging.getLogger(__name__)
 
+KINDS = {"finetuned": "fine-tuned", "probed": "linear probe"}
+"""Fields of :class:`ArmResult` and what tables call them."""
+
 
 @dataclass(frozen=True)
 class ArmResult:
@@ -205,25 +208,41 @@ def render_table(options: ExperimentOptions, study: Study, results: list[ArmResu
             paper = "–" if arm.paper is None else f"{arm.paper:g}"
             shown = (_spread([getattr(result, kind) for result in mine]) for kind in ("finetuned", "probed"))
             lines.append(f"| {arm.name} | {paper} | {' | '.join(shown)} |")
-    lines += ["", *[f"* {verdict(claim, results)}" for claim in study.claims], ""]
+    lines += ["", *[f"* {verdict(claim, results, kind)}" for claim in study.claims for kind in KINDS], ""]
     return "\n".join(lines)
 
 
-def verdict(claim: Claim, results: Iterable[ArmResult]) -> str:
-    """Whether fine-tuning shows an ordering, its opposite, or neither: the intervals (over all seeds) overlap."""
-    found = list(results)
-    ranges = []
-    for name in (claim.better, claim.worse):
-        mine = [result.finetuned for result in found if result.arm == name]
-        if not mine:
-            return f"{claim.better} > {claim.worse}: not run"
-        ranges.append((min(value[1] for value in mine), max(value[2] for value in mine)))
-    (better_low, better_high), (worse_low, worse_high) = ranges
-    if better_low > worse_high:
-        return f"{claim.better} > {claim.worse}: shown"
-    if worse_low > better_high:
-        return f"{claim.better} > {claim.worse}: not so here, the opposite is shown"
-    return f"{claim.better} > {claim.worse}: undecided here, the intervals overlap"
+def verdict(claim: Claim, results: Iterable[ArmResult], kind: str) -> str:
+    """Whether our figures of one ``kind`` show an ordering, its opposite, or neither.
+
+    Several seeds: the mean of the differences within each seed, with a t interval over the seeds (95 %). One seed: the
+    two bootstrap intervals over the scored examples must not overlap.
+    """
+    found = {(result.arm, result.seed): getattr(result, kind) for result in results}
+    seeds = sorted(seed for arm, seed in found if arm == claim.better and (claim.worse, seed) in found)
+    text = f"{claim.better} > {claim.worse}, {KINDS[kind]}: "
+    if not seeds:
+        return text + "not run"
+    pairs = [(found[claim.better, seed], found[claim.worse, seed]) for seed in seeds]
+    differences = np.array([better[0] - worse[0] for better, worse in pairs])
+    if len(seeds) == 1:
+        (_, better_low, better_high), (_, worse_low, worse_high) = pairs[0]
+        shown, opposite = better_low > worse_high, worse_low > better_high
+        figures = f"{differences[0]:+.1f}, one seed"
+    else:
+        low, high = t_interval(differences)
+        shown, opposite = low > 0, high < 0
+        figures = f"{differences.mean():+.1f} [{low:+.1f}, {high:+.1f}], {len(seeds)} seeds paired"
+    said = "shown" if shown else "not so here, the opposite is shown" if opposite else "undecided here"
+    return f"{text}{said} ({figures})"
+
+
+def t_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Student's interval of the mean of a few independent values."""
+    from scipy.stats import t
+
+    half = t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
 
 
 def _spread(values: list[tuple[float, float, float]]) -> str:

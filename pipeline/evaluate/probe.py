@@ -10,8 +10,11 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError
+from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.head import Head, feature_scale
 from pipeline.evaluate.options import ProbeOptions
+
+_CROSS_VALIDATED_EXAMPLES = 5000
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,7 @@ class FittedProbe:
     head: Head
     strength: float
     held_out_score: float  # accuracy (one label) or mean average precision (several) of the chosen penalty
+    folds: int  # held-out parts that chose it; 0: too few files
 
 
 def label_matrix(labels: list[tuple[int, ...]], num_classes: int) -> np.ndarray:
@@ -52,47 +56,68 @@ def check_labels(labels: list[tuple[int, ...]], label_names: list[str], split: s
 
 
 def fit_linear(
-    features: np.ndarray,
-    labels: list[tuple[int, ...]],
-    label_names: list[str],
-    level: int,
-    options: ProbeOptions,
-    seed: int,
+    fit: Embeddings, label_names: list[str], levels: tuple[int, ...], options: ProbeOptions, seed: int
 ) -> FittedProbe:
-    """L-BFGS logistic regression on standardised features [N, D]; the penalty is the best on a held-out part.
+    """L-BFGS logistic regression on standardised pooled latents; the penalty is the best on held-out parts.
 
     Classes that the fit split never shows keep a score that no other class falls below.
     """
+    features = fit.features(levels, options.pool)
     mean, std = feature_scale(features)
     scaled = (features - mean) / std
-    multilabel = is_multilabel(labels)
-    targets = label_matrix(labels, len(label_names))
-    strength, score = _choose_strength(scaled, targets, multilabel, options, seed)
+    multilabel = is_multilabel(fit.labels)
+    targets = label_matrix(fit.labels, len(label_names))
+    folds = held_out_parts(targets, fit.sources, options.folds, seed)
+    strength, score = _choose_strength(scaled, targets, multilabel, options, folds)
     weight, bias = _solve(scaled, targets, multilabel, strength, options.iterations)
     head = Head(
         weight=torch.from_numpy(weight.astype(np.float32)),
         bias=torch.from_numpy(bias.astype(np.float32)),
         mean=torch.from_numpy(mean),
         std=torch.from_numpy(std),
-        level=level,
+        levels=levels,
         task="multilabel" if multilabel else "classification",
         label_names=tuple(label_names),
+        pool=options.pool,
     )
-    return FittedProbe(head, strength, score)
+    return FittedProbe(head, strength, score, len(folds))
+
+
+def held_out_parts(targets: np.ndarray, sources: list[str], folds: int, seed: int) -> list[np.ndarray]:
+    """Rows of each held-out part: the classes in their shares, and all windows of a file in one part.
+
+    Fewer parts than ``folds`` where a class has fewer files; one alone above 5,000 examples, where it is precise
+    enough; none where no class has two files.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    kinds, files = targets.argmax(1), np.array(sources)
+    most = min(folds, max(len(set(files[kinds == kind])) for kind in np.unique(kinds)))
+    if most < 2:
+        return []
+    splitter = StratifiedGroupKFold(most, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a class with fewer files than parts is missing in some
+        parts = [held for rest, held in splitter.split(kinds, kinds, files) if len(held) and len(rest)]
+    return parts[:1] if len(kinds) > _CROSS_VALIDATED_EXAMPLES else parts
 
 
 def _choose_strength(
-    scaled: np.ndarray, targets: np.ndarray, multilabel: bool, options: ProbeOptions, seed: int
+    scaled: np.ndarray, targets: np.ndarray, multilabel: bool, options: ProbeOptions, folds: list[np.ndarray]
 ) -> tuple[float, float]:
-    order = np.random.default_rng(seed).permutation(len(scaled))
-    held = order[: max(1, round(len(order) * options.held_out))]
-    rest = order[len(held) :] if len(order) > len(held) else order
-    scores = []
-    for strength in options.strengths:
-        weight, bias = _solve(scaled[rest], targets[rest], multilabel, strength, options.iterations)
-        scores.append(_score(scaled[held] @ weight.T + bias, targets[held], multilabel))
-    best = int(np.argmax(scores))
-    return options.strengths[best], scores[best]
+    """The inverse penalty with the best mean score over the parts (the strictest of equals), and that score."""
+    strengths = sorted(options.strengths)
+    if not folds:
+        return strengths[len(strengths) // 2], float("nan")
+    scores = np.zeros((len(strengths), len(folds)))
+    for column, held in enumerate(folds):
+        rest = np.setdiff1d(np.arange(len(scaled)), held)
+        for row, strength in enumerate(strengths):
+            weight, bias = _solve(scaled[rest], targets[rest], multilabel, strength, options.iterations)
+            scores[row, column] = _score(scaled[held] @ weight.T + bias, targets[held], multilabel)
+    means = scores.mean(1)
+    best = int(np.argmax(means))
+    return strengths[best], float(means[best])
 
 
 def _score(scores: np.ndarray, targets: np.ndarray, multilabel: bool) -> float:
@@ -159,4 +184,4 @@ def neighbour_scores(
     search = NearestNeighbors(n_neighbors=count, metric="cosine", algorithm="brute").fit((fit_features - mean) / std)
     distances, rows = search.kneighbors((features - mean) / std)
     weights = np.clip(1 - distances, 1e-6, None)
-    return np.einsum("nk,nkc->nc", weights, fit_targets[rows]) / weights.sum(1, keepdims=True)
+    return np.asarray(np.einsum("nk,nkc->nc", weights, fit_targets[rows]) / weights.sum(1, keepdims=True))

@@ -25,7 +25,7 @@ def retrieval(session: Session) -> Findings:
     """
     options = session.options
     query, target = _modalities(session)
-    level = session.levels()[-1]
+    level = session.one_level()
     metrics: dict[str, Estimate] = {}
     for asked, searched in ((query, target), (target, query)):
         scored = [_only(session, options.split, name, level) for name in (asked, searched)]
@@ -71,7 +71,7 @@ def _only(session: Session, split: str, name: str, level: int) -> np.ndarray:
     level_count = max(level + 1, session.loaded.num_encoder_levels)
     found: Embeddings = session.embeddings(split, level_count, (name,))
     both = np.logical_and.reduce([found.present[modality] for modality in _modalities(session)])
-    return found.features[level][both]
+    return found.levels[level]["mean"][both]
 
 
 def _aligned_similarity(fit: list[np.ndarray], scored: list[np.ndarray]) -> np.ndarray:

@@ -60,24 +60,34 @@ class Session:
         cache = self.options.embed.cache or storage.join(self.folder, "embeddings")
         return embed(self.loaded, self.reader(split), request, self.options.embed, cache)
 
-    def levels(self) -> list[int]:
-        """The blocks that ``probe.level`` asks for.
+    def level_choices(self) -> list[tuple[int, ...]]:
+        """What ``probe.level`` asks for: one set of blocks, pooled side by side, or with "all" each block alone.
+
+        Raises:
+            UserError: the model has no such block.
+        """
+        if self.options.probe.level == "encoder":
+            return [tuple(range(self.loaded.num_encoder_levels))]
+        if self.options.probe.level == "all":
+            return [(level,) for level in range(self.loaded.num_encoder_levels)]
+        return [(self.one_level(),)]
+
+    def one_level(self) -> int:
+        """The block that ``probe.level`` names; the processor where it names several.
 
         Raises:
             UserError: the model has no such block.
         """
         asked = self.options.probe.level
         last_encoder = self.loaded.num_encoder_levels - 1
-        if asked == "all":
-            return list(range(last_encoder + 1))
-        if asked == "processor":
-            return [last_encoder]
+        if not asked.isdigit():
+            return last_encoder
         blocks = len(getattr(self.loaded.model.config, "num_groups", (1,)))
         if int(asked) >= blocks:
             raise UserError(
                 f"probe.level={asked}: this model has blocks 0 to {blocks - 1}; {last_encoder} is the processor"
             )
-        return [int(asked)]
+        return int(asked)
 
 
 def open_session(options: EvaluateOptions, folder: str) -> Session:

@@ -26,7 +26,7 @@ class EmbeddingGraph(nn.Module):
             self.register_buffer(f"{name}_mean", torch.tensor(normalisation.mean))
             self.register_buffer(f"{name}_std", torch.tensor(normalisation.std))
         head = predictor.head
-        self.level = head.level if head else -1
+        self.head = head
         self.softmax = head is None or head.task == "classification"
         self.scores: nn.Linear | None = None
         if head is not None:
@@ -41,8 +41,8 @@ class EmbeddingGraph(nn.Module):
             for name, value in zip(self.names, tokens, strict=True)
         }
         latents = self.model.encode(inputs)
-        found = {"embedding": pool_features(latents, -1)}
-        if self.scores is not None:
-            scores = self.scores(pool_features(latents, self.level))
+        found = {"embedding": pool_features(latents, (-1,))}
+        if self.scores is not None and self.head is not None:
+            scores = self.scores(pool_features(latents, self.head.levels, self.head.pool))
             found["probabilities"] = scores.softmax(-1) if self.softmax else scores.sigmoid()
         return found

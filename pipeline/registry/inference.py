@@ -68,7 +68,7 @@ class Predictor:
         """The processor's latents, averaged over groups and latents: float32 [B, D]."""
         batches, present = self.stack(examples)
         latents = self.loaded.model.encode(self.loaded.normalise(batches), self.loaded.presence(present))
-        return _numpy(pool_features(latents, -1))
+        return _numpy(pool_features(latents, (-1,)))
 
     @torch.inference_mode()
     def probabilities(self, examples: Sequence[Arrays]) -> NDArray[np.float32]:
@@ -81,9 +81,9 @@ class Predictor:
         batches, present = self.stack(examples)
         inputs, selection = self.loaded.normalise(batches), self.loaded.presence(present)
         latents = self.loaded.model.encode(inputs, selection)
-        if not -len(latents) <= head.level < len(latents):
+        if max(head.levels) >= len(latents):
             latents = self.loaded.model(inputs, selection).latents
-        return _numpy(head.probabilities(pool_features(latents, head.level).cpu()))
+        return _numpy(head.probabilities(pool_features(latents, head.levels, head.pool).cpu()))
 
     @torch.inference_mode()
     def reconstructions(

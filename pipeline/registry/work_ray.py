@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -44,13 +43,26 @@ def predict_on_ray(
     Raises:
         InfrastructureError: Ray failed.
     """
+    from pipeline.ray_session import ray_session
+
+    with ray_session():
+        yield from _windows(folder, sources, recipe, kind, mask_ratio, batch_size, workers)
+
+
+def _windows(
+    folder: str,
+    sources: Sequence[str],
+    recipe: TokenRecipe,
+    kind: str,
+    mask_ratio: float,
+    batch_size: int,
+    workers: int,
+) -> Iterator[Window]:
+    """The graph on a Ray that runs: decoding tasks, then one actor with the model."""
     import ray
     import torch
 
     logging.getLogger("ray.data").setLevel(logging.WARNING)
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS", "local")  # set inside a Ray job
-        ray.init(address=address, log_to_driver=False)
     described = recipe.to_dict()
 
     def decode(item: dict[str, str]) -> list[Row]:

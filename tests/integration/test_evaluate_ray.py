@@ -38,8 +38,7 @@ def test_ray_actors_give_the_same_embeddings_as_this_process(made, ray_cluster):
     here = open_session(_options(made, embed=EmbedOptions(chunk_examples=20)), str(folder / "here"))
     ray = open_session(_options(made, embed=EmbedOptions(engine="ray", chunk_examples=20)), str(folder / "ray"))
     expected, found = here.embeddings("train"), ray.embeddings("train")
-    for left, right in zip(expected.features, found.features, strict=True):
-        np.testing.assert_allclose(left, right, atol=1e-6)
+    np.testing.assert_allclose(expected.features((0, 1), "groups"), found.features((0, 1), "groups"), atol=1e-6)
     assert expected.sources == found.sources
     # Finished pieces are read, not computed: the second session needs no actor.
     again = open_session(_options(made, embed=EmbedOptions(engine="ray", chunk_examples=20)), str(folder / "ray"))

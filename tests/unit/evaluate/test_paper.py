@@ -9,7 +9,7 @@ from hip_model.ordering import inverse, token_order
 from hip_model.variants import build_model
 from pipeline.errors import UserError
 from pipeline.evaluate.derive import Derivation, derive_shards
-from pipeline.evaluate.paper import ArmResult, render_table, verdict
+from pipeline.evaluate.paper import ArmResult, render_table, t_interval, verdict
 from pipeline.evaluate.paper_options import ExperimentOptions
 from pipeline.evaluate.studies import STUDIES, Claim
 from pipeline.evaluate.throughput import measure_throughput, render_throughput
@@ -62,8 +62,24 @@ def _result(arm, low, high, seed=0):
 )
 def test_verdicts_follow_the_intervals(better, worse, said):
     results = [_result("a", *better), _result("b", *worse)]
-    assert said in verdict(Claim("a", "b"), results)
-    assert verdict(Claim("a", "c"), results).endswith("not run")
+    assert said in verdict(Claim("a", "b"), results, "finetuned")
+    assert "undecided" in verdict(Claim("a", "b"), results, "probed")
+    assert verdict(Claim("a", "c"), results, "finetuned").endswith("not run")
+
+
+def test_with_several_seeds_each_arm_is_compared_with_the_other_of_its_seed():
+    """Seeds differ by far more than the arms do within one, and the intervals over examples overlap."""
+    centres = {0: 50, 1: 60, 2: 70}
+    results = [_result("a", c - 5 + 2, c + 5 + 2 + seed / 10, seed) for seed, c in centres.items()]
+    results += [_result("b", c - 5, c + 5, seed) for seed, c in reversed(centres.items())]
+    text = verdict(Claim("a", "b"), results, "finetuned")
+    assert text == "a > b, fine-tuned: shown (+2.0 [+1.9, +2.2], 3 seeds paired)"
+    assert "opposite is shown" in verdict(Claim("b", "a"), results, "finetuned")
+
+
+def test_the_interval_of_a_mean_is_students():
+    low, high = t_interval(np.array([1.0, 2.0, 3.0]))  # mean 2, standard error 0.577, t of 2 degrees of freedom 4.303
+    assert (low, high) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)
 
 
 def test_table_puts_the_papers_figure_beside_ours():
@@ -72,7 +88,7 @@ def test_table_puts_the_papers_figure_beside_ours():
     table = render_table(ExperimentOptions(study="positions", shards="/x"), study, results)
     assert "| learned + MAE | 81 | 55.0 ± 0.0 |" in table
     assert "| learned | 70.1 | 35.0 [30.0, 40.0] |" in table
-    assert "* learned + MAE > learned: shown" in table
+    assert "* learned + MAE > learned, fine-tuned: shown (+20.0, one seed)" in table
 
 
 def test_unknown_studies_and_arms_are_refused():

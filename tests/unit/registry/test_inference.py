@@ -5,12 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from evaluation_data import write_model, write_small_dataset
 from registry_models import LABELS, make_model
 
 from hip_model.errors import InputError
 from pipeline.errors import UserError
+from pipeline.evaluate.head import load_head
+from pipeline.evaluate.options import EvaluateFigureOptions, EvaluateOptions
+from pipeline.evaluate.runner import evaluate
+from pipeline.evaluate.session import open_session
 from pipeline.registry.graph import EmbeddingGraph
 from pipeline.registry.inference import Predictor, to_stored_type
+from pipeline.shards.reader import ShardReader
+from pipeline.tracking.options import TrackingOptions
 
 Example = dict[str, np.ndarray | None]
 
@@ -103,3 +110,19 @@ def test_labels_without_a_head_say_how_to_get_one(tmp_path: Path) -> None:
     predictor = Predictor.load(make_model(tmp_path / "bare", with_head=False))
     with pytest.raises(UserError, match="linear_probe export="):
         predictor.probabilities([_example(0)])
+
+
+def test_a_served_head_gives_the_probabilities_that_were_evaluated(tmp_path: Path) -> None:
+    """Normalisation, order of modalities, levels and pooling are the same in the probe and in what is packaged."""
+    shards = write_small_dataset(tmp_path / "shards")
+    model, exported = write_model(tmp_path / "nano", shards), str(tmp_path / "with_head")
+    off = {"figures": EvaluateFigureOptions(enabled=False), "tracking": TrackingOptions(enabled=False)}
+    evaluate(EvaluateOptions(shards=shards, model=model, export=exported, output=str(tmp_path / "report"), **off))
+    session = open_session(EvaluateOptions(shards=shards, model=exported, **off), str(tmp_path / "session"))
+    head, served = load_head(exported), Predictor.load(exported, "cpu")
+    assert head is not None
+    pooled = session.embeddings("validation").features(head.levels, head.pool)
+    expected = head.probabilities(torch.from_numpy(pooled)).numpy()
+    batch = ShardReader(shards, split="validation").read(np.arange(30))
+    examples = [{name: array[row] for name, array in reversed(batch.arrays.items())} for row in range(30)]
+    np.testing.assert_allclose(served.probabilities(examples), expected, atol=1e-5)
