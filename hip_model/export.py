@@ -156,7 +156,10 @@ def _read_card(folder: Path) -> dict[str, Any]:
 def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     checksums = json.dumps({name: _checksum(value) for name, value in tensors.items()})
+    path.touch()
+    mode = path.stat().st_mode  # what the umask gives; safetensors would leave a file that only its owner reads
     save_file(tensors, path, metadata={"format": "pt", "crc32": checksums})
+    path.chmod(mode)
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

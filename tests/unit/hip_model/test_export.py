@@ -68,6 +68,12 @@ def test_the_class_bottleneck_model_keeps_its_labels(tmp_path):
         assert torch.equal(model(given).reconstruction["label"], loaded(given).reconstruction["label"])
 
 
+def test_weights_are_as_readable_as_the_config(saved):
+    """A file that only its owner reads is of no use to a colleague or a server under another account."""
+    _, folder = saved
+    assert (folder / WEIGHTS_FILE).stat().st_mode == (folder / CONFIG_FILE).stat().st_mode
+
+
 def test_loaded_models_train_on(saved):
     loaded = from_pretrained(saved[1]).train()
     loaded(inputs()).reconstruction["image"].square().mean().backward()
