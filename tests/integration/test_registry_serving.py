@@ -6,16 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow_processes import Service, model_server
 from mlflow_store import migrated_database
 from registry_models import LABELS, make_model
+from served_model_client import LOAD, ask, check_answers
 
 from pipeline.demo.clips import make_demo_clips
 from pipeline.registry.options import RegisterOptions
@@ -33,23 +31,6 @@ class Blocked:
         if name.partition(".")[0] in ("pipeline", "hip_model", "jobs"):
             raise ImportError("no checkout here: " + name)
 sys.meta_path.insert(0, Blocked())
-"""
-_LOAD = """
-import json, sys
-import mlflow, numpy as np, pandas as pd, torch
-mlflow.set_tracking_uri(sys.argv[1])
-torch.set_num_threads(1)
-model = mlflow.pyfunc.load_model("models:/clips@candidate")
-media = pd.DataFrame({"media": [sys.argv[2], b"no media"]})
-found = {}
-for output in ("labels", "embeddings", "reconstructions"):
-    rows = model.predict(media, params={"output": output})
-    found[output] = json.loads(rows.drop(columns=[c for c in rows if "_" in c]).to_json(orient="records"))
-    found[output + "_columns"] = list(rows.columns)
-graph = mlflow.pytorch.load_model("models:/clips@candidate")
-out = graph(torch.zeros(3, 1024, 3), torch.zeros(3, 4000, 1))
-found["graph"] = {name: list(value.shape) for name, value in out.items()}
-print("RESULT" + json.dumps(found))
 """
 
 
@@ -84,7 +65,7 @@ def served(registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def test_it_loads_by_name_without_the_checkout(registry: Path, clip: Path, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", "-c", _BLOCK + _LOAD, f"sqlite:///{registry}/mlflow.db", str(clip)],
+        [sys.executable, "-P", "-c", _BLOCK + LOAD, f"sqlite:///{registry}/mlflow.db", str(clip)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -93,43 +74,23 @@ def test_it_loads_by_name_without_the_checkout(registry: Path, clip: Path, tmp_p
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.partition("RESULT")[2])
-    good, bad = found["labels"]
-    assert sorted(good["labels"]) == sorted(LABELS)
-    assert sum(good["scores"]) == pytest.approx(1.0, abs=1e-4)
-    assert good["windows"] == 2
-    assert good["error"] is None
-    assert "other_file" in bad["error"]
-    assert len(found["embeddings"][0]["embedding"]) == found["graph"]["embedding"][1]
-    assert {"video_mp4", "audio_wav"} <= set(found["reconstructions_columns"])
-    assert found["graph"] == {"embedding": [3, found["graph"]["embedding"][1]], "probabilities": [3, len(LABELS)]}
-
-
-def _ask(served: Service, media: list[str], **params: Any) -> tuple[int, Any]:
-    body = {"dataframe_split": {"columns": ["media"], "data": [[item] for item in media]}, "params": params}
-    request = urllib.request.Request(
-        served.url + "/invocations", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=120) as response:
-            return response.status, json.load(response)
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
+    check_answers(found)
 
 
 def test_a_served_model_answers_and_survives_garbage(served: Service, clip: Path) -> None:
     media = base64.b64encode(clip.read_bytes()).decode()
-    status, answer = _ask(served, [media], output="labels", top_k=1)
+    status, answer = ask(served.url, [media], output="labels", top_k=1)
     assert status == 200
     assert answer["predictions"][0]["labels"][0] in LABELS
     for garbage in (base64.b64encode(b"not media").decode(), base64.b64encode(clip.read_bytes()[:200]).decode(), "??"):
-        status, answer = _ask(served, [garbage])
+        status, answer = ask(served.url, [garbage])
         assert status == 400, answer
         assert "row 0" in answer
-    status, answer = _ask(served, [media], output="colours")
+    status, answer = ask(served.url, [media], output="colours")
     assert status == 400
     assert "embeddings, labels, reconstructions" in answer
-    status, answer = _ask(served, [str(clip)])
+    status, answer = ask(served.url, [str(clip)])
     assert status == 400, "a server must not read paths that a request names"
-    status, answer = _ask(served, [media, "??"], output="embeddings")
+    status, answer = ask(served.url, [media, "??"], output="embeddings")
     assert status == 200
     assert [bool(row["error"]) for row in answer["predictions"]] == [False, True]
