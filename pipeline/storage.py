@@ -41,7 +41,7 @@ def local_path(location: str) -> Path:
 
 def join(location: str, *parts: str) -> str:
     """``location`` with ``parts`` below it (before a URI's query string)."""
-    base, mark, query = location.partition("?")
+    base, mark, query = (location, "", "") if is_local(location) else location.partition("?")
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 

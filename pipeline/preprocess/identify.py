@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import xxhash
@@ -12,7 +13,7 @@ from pipeline.preprocess.fetch import local_copy
 from pipeline.preprocess.kinds import AUDIO_VIDEO, media_kind
 from pipeline.preprocess.limits import LimitsOptions, MediaError
 from pipeline.preprocess.listing import Source
-from pipeline.storage import resolve
+from pipeline.storage import redact
 
 _CHUNK_BYTES = 4_000_000
 
@@ -33,33 +34,36 @@ class Identity:
 
 def identify(source: Source, limits: LimitsOptions) -> Identity:
     """Hash one file and, for audio and video, read the duration that its container claims (0 when unknown)."""
+    if not source.location:
+        return _unusable(source, "unreadable", "its name is not UTF-8; rename it")
     if source.bytes < 0:
-        return _unusable(source, "missing_file", "not found where the table says")
+        return _unusable(source, "missing_file", "nothing is there: a wrong path in the table, or a broken link")
     if source.bytes == 0:
         return _unusable(source, "empty_file", "0 bytes")
     try:
-        content_hash, first_bytes = _hash_content(source.location)
+        with local_copy(source.location) as path:  # a remote file is fetched once for both
+            content_hash, first_bytes = _hash_content(path)
+            probed = media_kind(source.name, first_bytes) == AUDIO_VIDEO
+            return Identity(content_hash, _claimed_seconds(path, limits) if probed else 0.0)
     except OSError as error:
-        return _unusable(source, "unreadable", error.strerror or str(error))
-    seconds = 0.0
-    if media_kind(source.name, first_bytes) == AUDIO_VIDEO:
-        try:
-            with local_copy(source.location) as path:
-                seconds = probe_seconds_boxed(path, limits)
-        except MediaError:
-            pass  # decoding will meet the same fault and record it
-    return Identity(content_hash, seconds)
+        return _unusable(source, "unreadable", redact(error.strerror or str(error)))
 
 
-def _hash_content(location: str) -> tuple[str, bytes]:
-    system, path = resolve(location)
+def _hash_content(path: str) -> tuple[str, bytes]:
     digest = xxhash.xxh3_128()
     first_bytes = b""
-    with system.open_input_stream(path, compression=None) as stream:
+    with Path(path).open("rb", buffering=0) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
-            first_bytes = first_bytes or bytes(chunk[:16])
+            first_bytes = first_bytes or chunk[:16]
             digest.update(chunk)
     return digest.hexdigest(), first_bytes
+
+
+def _claimed_seconds(path: str, limits: LimitsOptions) -> float:
+    try:
+        return probe_seconds_boxed(path, limits)
+    except MediaError:
+        return 0.0  # decoding will meet the same fault and record it
 
 
 def _unusable(source: Source, reason: str, detail: str) -> Identity:

@@ -9,7 +9,7 @@ from pipeline.errors import DataError, UserError
 REASONS = {
     "other_file": "neither its name nor its content is that of media",
     "not_in_recipe": "it holds none of the recipe's modalities",
-    "missing_file": "a table or list names it, but it is not there",
+    "missing_file": "a table, a list or a link names it, but it is not there",
     "unreadable": "the file system refused to read it",
     "empty_file": "it has no bytes",
     "not_media": "it is named like media but its content is not",

@@ -207,7 +207,7 @@ def _planned(source: Source, identity: Identity, split: str) -> PlannedSource:
         segment = None  # the file was cut to the segment already
     return PlannedSource(
         name=source.name,
-        location=source.location,
+        location=redact(source.location),  # the plan is stored; a run takes the way in from its own listing
         content_hash=identity.content_hash,
         bytes=source.bytes,
         modified_ns=source.modified_ns,

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipeline.errors import DataError, Interrupted
 from pipeline.preprocess.graph import identify_all, needs_cluster, run_tasks
@@ -83,7 +83,7 @@ def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, st
     _check_budget(options, plan, [*unreadable, *_rows(done.values())], _EARLY_STOP_FAILURES)
     if todo:
         stack.enter_context(ray_session(options.ray))
-        _decode(options, plan, todo, len(done), [*unreadable, *_rows(done.values())])
+        _decode(options, plan, sources, todo, done)
         _remove_leftovers(options.shards)  # of workers that were killed and whose task another did again
         done = load_done(options.shards, options.tokens.fingerprint())
     records = [done[name] for name in plan.tasks()]
@@ -138,10 +138,11 @@ def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -
 def _decode(
     options: PreprocessOptions,
     plan: Plan,
+    sources: list[Source],
     todo: dict[str, list[PlannedSource]],
-    num_done: int,
-    known: list[LedgerRow],
+    done: dict[str, TaskRecord],
 ) -> None:
+    places = {redact(source.location): source.location for source in sources}  # a plan holds no secrets
     tasks = [
         ShardTask(
             name=name,
@@ -150,16 +151,16 @@ def _decode(
             limits=options.limits,
             shard_bytes=options.shard_megabytes * 1e6,
             label_names=plan.label_names,
-            sources=tuple(members),
+            sources=tuple(replace(member, location=places.get(member.location, member.location)) for member in members),
         )
         for name, members in todo.items()
     ]
     work = {task.name: sum(source_bytes(source, plan.recipe) for source in task.sources) for task in tasks}
     files = sum(len(task.sources) for task in tasks)
-    logger.info("decoding %d files into %d shards; %d shards are there already", files, len(tasks), num_done)
-    rows = list(known)
-    watch = Watch(options.shards, len(known) + files)
-    watch.advance(len(known), 0, sum(map(_counts_as_failed, known)))
+    logger.info("decoding %d files into %d shards; %d shards are there already", files, len(tasks), len(done))
+    rows = [*_unusable_rows(plan), *_rows(done.values())]
+    watch = Watch(options.shards, len(rows) + files)
+    watch.advance(len(rows), 0, sum(map(_counts_as_failed, rows)))
     with Progress(sum(work.values()), files, options.progress_seconds) as progress:
         for summary in run_tasks(tasks, options.scale.workers):
             rows += summary.rows

@@ -9,10 +9,10 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 from pipeline.preprocess.kinds import kind_of_name
-from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, list_media, stat_source
+from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
 from pipeline.preprocess.options import PreprocessOptions
 from pipeline.preprocess.tables import read_table_sources
-from pipeline.storage import exists, redact, resolve
+from pipeline.storage import exists, is_local, redact, resolve
 
 
 def list_sources(options: PreprocessOptions) -> list[Source]:
@@ -39,7 +39,13 @@ def _list(options: PreprocessOptions) -> list[Source]:
     if is_folder:
         if options.source_kind in ("list", "table", "audioset", "kinetics"):
             raise UserError(f"source_kind={options.source_kind} needs a file, but source={redact(source)} is a folder")
+        own = _folder_of(options.shards)
+        if own == _folder_of(source):
+            raise UserError(
+                f"shards={redact(options.shards)} is the source itself; give a folder of its own, like tokens"
+            )
         found = _folder_sources(source, options.source_kind)
+        found = [item for item in found if not item.location.startswith(own)]  # a dataset inside its source
     elif options.source_kind in ("folder", "classes", "modelnet"):
         raise UserError(f"source_kind={options.source_kind} needs a folder, but source={redact(source)} is a file")
     elif options.source_kind == "auto" and kind_of_name(path) is not None:
@@ -49,6 +55,11 @@ def _list(options: PreprocessOptions) -> list[Source]:
     if not found:
         raise UserError(f"source={redact(source)} is empty: it names no file")
     return sorted(found, key=lambda item: (item.name, item.segment or (0.0, 0.0)))
+
+
+def _folder_of(location: str) -> str:
+    path = absolute(location) if is_local(location) else location.partition("?")[0]
+    return path.rstrip("/") + "/"
 
 
 def _folder_sources(location: str, kind: str) -> list[Source]:

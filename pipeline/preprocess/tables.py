@@ -34,9 +34,9 @@ def read_table_sources(location: str, kind: str, media_root: str | None) -> list
     media = {item.name: item for item in list_media(root)}
     stems = {PurePosixPath(name).stem: item for name, item in media.items()}
     if kind == "list":
-        return [_found(line, root, media) for line in content.decode().splitlines() if line.strip()]
+        return [_found(line, root, media) for line in _text(content, location).splitlines() if line.strip()]
     if kind == "audioset":
-        return [_trimmed(row, stems, root) for row in _audioset_rows(content)]
+        return [_trimmed(row, stems, root) for row in _audioset_rows(_text(content, location))]
     rows = _table_rows(location, content)
     if kind == "kinetics":
         return [_trimmed(_kinetics_row(row), stems, root) for row in rows]
@@ -67,8 +67,17 @@ def _table_rows(location: str, content: bytes) -> list[Row]:
         except pa.ArrowInvalid as error:
             raise UserError(f"source={redact(location)} is not a Parquet file: {error}") from error
         return rows
-    reader = csv.DictReader(io.StringIO(content.decode("utf-8-sig")), skipinitialspace=True)
-    return list(reader)
+    try:
+        return list(csv.DictReader(io.StringIO(_text(content, location)), skipinitialspace=True))
+    except csv.Error as error:
+        raise UserError(f"source={redact(location)} is not a CSV table: {error}") from error
+
+
+def _text(content: bytes, location: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"source={redact(location)} is not UTF-8 text ({error}); save it as UTF-8") from error
 
 
 def _table_source(row: Row, root: str, media: dict[str, Source], location: str) -> Source:
@@ -122,9 +131,9 @@ def _found(path: str, root: str, media: dict[str, Source]) -> Source:
     return Source(name, join(root, name))
 
 
-def _audioset_rows(content: bytes) -> Iterator[Row]:
+def _audioset_rows(text: str) -> Iterator[Row]:
     """``YTID, start_seconds, end_seconds, "label,label"`` after lines of comment."""
-    lines = [line for line in content.decode().splitlines() if line.strip() and not line.startswith("#")]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     for fields in csv.reader(lines, skipinitialspace=True, quotechar='"'):
         try:
             name, start, end = fields[0], float(fields[1]), float(fields[2])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -9,8 +10,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
+from pipeline.preprocess.identify import identify
+from pipeline.preprocess.limits import LimitsOptions
 from pipeline.preprocess.listing import Source
 from pipeline.preprocess.options import PreprocessOptions
+from pipeline.preprocess.plan import Plan, extend_plan, load_plan
 from pipeline.preprocess.recipe import AudioRecipe, TokenRecipe
 from pipeline.preprocess.sources import list_sources
 
@@ -158,3 +162,39 @@ def test_missing_and_empty_sources(tmp_path: Path) -> None:
         found(tmp_path, "kinetic")
     with pytest.raises(UserError, match="needs a file"):
         found(tmp_path, "table")
+
+
+def test_links_go_nowhere_in_circles_and_are_not_forgotten(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a.wav", "elsewhere/b.wav")
+    for name, target in (("circle", "."), ("more", "../elsewhere"), ("lost.wav", "/nonexistent")):
+        (tmp_path / "in" / name).symlink_to(target)
+    sources = {source.name: source for source in found(tmp_path / "in", "folder")}
+    assert {name: source.bytes for name, source in sources.items()} == {"a.wav": 3, "more/b.wav": 3, "lost.wav": -1}
+    identity = identify(sources["lost.wav"], LimitsOptions())
+    assert (identity.reason, "broken link" in identity.detail) == ("missing_file", True)
+
+
+def test_a_name_that_is_no_text_costs_one_file(tmp_path: Path) -> None:
+    touch(tmp_path, "good.wav", "with space #1?.wav")
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.wav")).write_bytes(b"abc")
+    sources = found(tmp_path)
+    assert [source.name for source in sources] == ["\\xff.wav", "good.wav", "with space #1?.wav"]
+    assert identify(sources[0], LimitsOptions()).reason == "unreadable"
+    plan = extend_plan(Plan(RECIPE, 0.0), [(source, identify(source, LimitsOptions())) for source in sources], 1e6)
+    plan.save(str(tmp_path / "out"))
+    assert load_plan(str(tmp_path / "out")) == plan
+
+
+@pytest.mark.parametrize("name", ["list.txt", "table.csv"])
+def test_lists_in_another_encoding_are_explained(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes("path\nbl\u00fcte.wav\n".encode("latin-1"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        found(tmp_path / name)
+
+
+def test_a_dataset_inside_its_source_is_no_source(tmp_path: Path) -> None:
+    touch(tmp_path, "a.wav", "tokens/train-00000.arrow", "tokens2/b.wav")
+    options = PreprocessOptions(str(tmp_path), str(tmp_path / "tokens"), RECIPE)
+    assert [source.name for source in list_sources(options)] == ["a.wav", "tokens2/b.wav"]
+    with pytest.raises(UserError, match="is the source itself"):
+        list_sources(PreprocessOptions(str(tmp_path), f"{tmp_path}/", RECIPE))
