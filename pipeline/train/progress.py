@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 import sys
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 Show = Callable[[int, int, Mapping[str, float]], None]  # step, steps in all, metrics of the interval
-_BAR_WIDTH = 24
+_BAR_WIDTH = 20
 _KEPT_LETTERS = 10_000
 _RUN_ID_SECONDS = 60.0
 
@@ -50,6 +51,18 @@ def line(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
     return " | ".join(parts + ([f"{bad} bad steps"] if bad else []))
 
 
+def bar(step: int, total_steps: int, values: Mapping[str, Any]) -> str:
+    """An interval as a bar and what a person waits for."""
+    filled = round(_BAR_WIDTH * step / max(1, total_steps))
+    parts = [
+        f"{'█' * filled}{'░' * (_BAR_WIDTH - filled)} step {step}/{total_steps}",
+        f"loss {values.get('loss', math.nan):.4f}",
+        f"{values['examples_per_second']:.1f} examples/s",
+        f"{duration(values.get('seconds_to_finish', 0.0))} left",
+    ]
+    return " | ".join(parts)
+
+
 class Progress:
     """Shows intervals to a person; as a context manager it keeps log lines and the bar apart."""
 
@@ -71,12 +84,11 @@ class Progress:
 
     def show(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
         """Draw the bar again, or log a line."""
-        text = line(step, total_steps, values)
         if not self._on_terminal:
-            logger.info("%s", text)
+            logger.info("%s", line(step, total_steps, values))
             return
-        filled = round(_BAR_WIDTH * step / max(1, total_steps))
-        print(f"\r\x1b[K{'█' * filled}{'░' * (_BAR_WIDTH - filled)} {text}", end="", file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be drawn over
+        print(f"\r\x1b[K{bar(step, total_steps, values)[:width]}", end="", file=sys.stderr, flush=True)
         self._drawn = True
 
     def _clear(self, _: logging.LogRecord) -> bool:
@@ -147,7 +159,7 @@ class Reader:
         """Show what has come; what an actor that died would have said is lost, and nothing else."""
         import ray
 
-        with suppress(ray.exceptions.RayError):
+        with suppress(Exception):  # news is never worth a run
             if self._asked is None:
                 self._asked = self._mailbox.take.remote()
             ready, _ = ray.wait([self._asked], timeout=timeout_seconds)
@@ -162,7 +174,8 @@ class Reader:
 
         self.poll(2.0)
         self.poll(2.0)  # the first may have been asked before the last letter came
-        ray.kill(self._mailbox)
+        with suppress(Exception):
+            ray.kill(self._mailbox)
 
     def _deliver(self, letter: tuple[Any, ...]) -> None:
         kind, *content = letter

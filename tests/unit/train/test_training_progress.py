@@ -51,6 +51,6 @@ def test_a_terminal_gets_a_bar_that_log_lines_do_not_spoil(monkeypatch: pytest.M
         logging.getLogger("pipeline.train").warning("something happened")
         progress.show(100, 100, VALUES)
     _, bar, message, _ = terminal.getvalue().split("\r\x1b[K")
-    assert bar.startswith("█" * 12 + "░" * 12 + " step 50/100")
+    assert bar.startswith("█" * 10 + "░" * 10 + " step 50/100 | loss 0.5124")
     assert message == "something happened\n"
     assert terminal.getvalue().endswith("left\n")
