@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from hip_model.init import Linear
-from hip_model.kernels.attention import HIDDEN_SCORE, any_key, few_keys_attention, grouped_attention
+from hip_model.kernels.attention import HIDDEN_SCORE, any_key, grouped_attention
 from hip_model.kernels.recompute import recomputed
 
 NORM_EPSILON = 1e-5
@@ -78,6 +79,31 @@ class MLP(nn.Module):
         return self.output(self.hidden(x), after_squared_relu=True)
 
 
+class QueryNorm(nn.LayerNorm):
+    """The layer norm of queries, ``x^ * weight + bias``; its two factors can be moved onto the keys.
+
+    A normed row ``x^`` sums to zero, so of its ``D`` directions one is free: with ``1`` added to every entry of the
+    query and ``s / D`` to every entry of a key whose own entries sum to zero, the product gains exactly ``s``. Scores
+    that belong to keys thus ride along in the plain product, and any attention kernel will do.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=NORM_EPSILON)
+
+    def forward(self, x: Tensor, *, scores: Tensor | None = None) -> Tensor:
+        """Queries ``[..., D]`` normed; with ``scores [...]``, ``x`` are keys: those for queries of ``bare``."""
+        if scores is None:
+            return super().forward(x)
+        weighted = x * self.weight
+        scores = scores + (x * self.bias).sum(dim=-1)
+        return weighted + (scores / x.shape[-1] - weighted.mean(dim=-1)).unsqueeze(-1)
+
+    def bare(self, x: Tensor) -> Tensor:
+        """``x^ + 1``: queries for keys that carry weight, bias and scores. Uses no parameter."""
+        ones = torch.ones(x.shape[-1], dtype=x.dtype, device=x.device)
+        return layer_norm(x, (x.shape[-1],), None, ones, NORM_EPSILON)
+
+
 class CrossAttention(nn.Module):
     """Queries look at keys, group by group, then an MLP. The inner width is the keys' width.
 
@@ -97,7 +123,7 @@ class CrossAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.residual = residual
-        self.query_norm = nn.LayerNorm(query_channels, eps=NORM_EPSILON)
+        self.query_norm = QueryNorm(query_channels)
         self.key_norm = nn.LayerNorm(key_channels, eps=NORM_EPSILON)
         self.mlp_norm = nn.LayerNorm(query_channels, eps=NORM_EPSILON)
         self.query = Linear(query_channels, key_channels)
@@ -115,7 +141,7 @@ class CrossAttention(nn.Module):
         """
         if skip is not None:
             queries = queries + (skip if self.skip is None else self.skip(skip))
-        result = self._attend(self.query_norm(queries), keys)
+        result = self._attend(queries, keys)
         if self.residual:
             result = result + queries
         return result + self.mlp(self.mlp_norm(result))
@@ -124,8 +150,8 @@ class CrossAttention(nn.Module):
         """Attention and its output map by the cheapest of three forms that give the same result."""
         form = self._cheapest_form(queries, max(part.per_group for part in keys))
         if form == "folded_into_keys":
-            return self._by_part(self._attend_folded_into_keys, queries, keys)
-        projected = self.query(queries)
+            return self._by_part(self._attend_folded_into_keys, self.query_norm.bare(queries), keys)
+        projected = self.query(self.query_norm(queries))
         if form == "folded_into_queries":
             folded, constant = self.key(projected, transposed=True)
             # Equal for all scores of a query, so it drops out of the softmax; zero times it keeps the bias's gradient.
@@ -180,8 +206,9 @@ class CrossAttention(nn.Module):
         keys = part.build()
         values = self.key_norm(keys.values)
         folded, scores = self.query(self.key(values), transposed=True)
+        folded = self.query_norm(folded, scores=scores) * self.key.in_features**-0.5
         answers = self.output(self.value(values))
-        result = few_keys_attention(queries, folded, scores, answers, self.key.in_features**-0.5, keys.bias)
+        result = grouped_attention(queries, folded, answers, 1, keys.bias, scale=1.0)
         if keys.bias is None:
             return result
         # Zeros before the output map come out as its bias.

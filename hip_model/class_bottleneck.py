@@ -15,7 +15,7 @@ from hip_model.hip import HiP
 from hip_model.init import Linear, Table
 from hip_model.modality import Modality
 from hip_model.selection import TokenSelection
-from hip_model.tokens import ModelOutput, check_inputs, token_rows
+from hip_model.tokens import ModelOutput, check_inputs, check_names, token_rows
 
 
 class ClassBottleneckHiP(HiP):
@@ -30,9 +30,9 @@ class ClassBottleneckHiP(HiP):
 
     def __init__(self, config: HiPConfig, modalities: Sequence[Modality], labels: Sequence[Modality]) -> None:
         super().__init__(config, modalities)
-        names = [modality.name for modality in (*modalities, *labels)]
-        if not labels or len(set(names)) != len(names):
-            raise ConfigError(f"labels need one or more names of their own, got {names[len(modalities) :]}")
+        if not labels:
+            raise ConfigError("a class-bottleneck model needs one label or more, got none; without labels use HiP")
+        check_names((*modalities, *labels))
         self.labels = tuple(labels)
         # Labels join the array the processor attends to, so they have its width.
         width = config.input_channels(config.processor)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from hip_model.layer_costs import Cost, Looking, cross_attention, linear, self_attention
 from hip_model.modality import Modality
-from hip_model.perceiver import PerceiverConfig, token_channels, used_channels
+from hip_model.perceiver import PerceiverConfig, token_channels, used_channels, value_channels
 
 
 def perceiver_parts(
@@ -29,10 +29,18 @@ def perceiver_parts(
     for modality in modalities:
         name = modality.name
         yield f"modality_vector.{name}", Cost(width - used[name])
-        yield f"query_vector.{name}", Cost(width - used[name] + modality.num_channels)
+        yield f"query_vector.{name}", Cost(width - used[name] + value_channels(config, modality))
+        if config.position == "learned":
+            yield f"embed.{name}", linear(entering[name], modality.num_channels, config.embedding_channels)
+            yield f"positions.{name}", _table(modality, config.position_channels, entering[name] + answered[name])
         yield f"unembed.{name}", linear(answered[name], width, modality.num_channels)
     asked = [Looking(1, count, latents) for count in answered.values()]
     yield "reconstruction_head", cross_attention(asked, width, channels, 1, 1)
+
+
+def _table(modality: Modality, channels: int, rows: int) -> Cost:
+    """A learned table, and the map that every row taken from it goes through."""
+    return Cost(modality.num_tokens * channels) + linear(rows, channels, channels)
 
 
 def _repeated(cost: Cost, times: int) -> Cost:

@@ -38,9 +38,7 @@ class TokenModel(nn.Module):
 
     def __init__(self, config: HiPConfig | PerceiverIOConfig, modalities: Sequence[Modality], plan: GroupPlan) -> None:
         super().__init__()
-        names = [modality.name for modality in modalities]
-        if not names or len(set(names)) != len(names):
-            raise ConfigError(f"a model needs one or more modalities with different names, got {names}")
+        check_names(modalities)
         self.modalities = tuple(modalities)
         self._plan = plan
         width = config.embedding_channels
@@ -133,6 +131,21 @@ def token_rows(groups: ModalityGroups, slots: Tensor) -> tuple[Tensor, Tensor]:
     rows = slots + first
     empty = (slots < 0) | (rows >= groups.num_tokens)
     return rows.masked_fill(empty, 0), empty
+
+
+def check_names(modalities: Sequence[Modality]) -> None:
+    """Raise ConfigError for no modalities, a name given twice, or one that a module cannot keep its parts under."""
+    names = [modality.name for modality in modalities]
+    if not names or len(set(names)) != len(names):
+        raise ConfigError(f"a model needs one or more modalities with different names, got {names}")
+    taken = nn.ModuleDict()
+    for name in names:
+        if not name or "." in name or hasattr(taken, name):
+            fitting = f"{name}_0" if hasattr(taken, name) else name.replace(".", "_")
+            raise ConfigError(
+                f"modality name {name!r} cannot name a part of a model (it is empty, has a dot, or is one of PyTorch's "
+                f"own such as 'keys'); use a name like {fitting or 'image'!r}"
+            )
 
 
 def check_inputs(inputs: Mapping[str, Tensor], modalities: Sequence[Modality], device: torch.device) -> None:

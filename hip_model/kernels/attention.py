@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -12,8 +11,10 @@ HIDDEN_SCORE = -1e30
 _WIDEST_FUSED_HEAD = 256
 
 
-def grouped_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None) -> Tensor:
-    """Attention within each group, scores over ``sqrt`` of the head width.
+def grouped_attention(
+    query: Tensor, key: Tensor, value: Tensor, heads: int, bias: Tensor | None = None, scale: float | None = None
+) -> Tensor:
+    """Attention within each group, scores times ``scale`` (None: one over ``sqrt`` of the head width).
 
     ``query [B or 1, G, N, A]``, ``key [B, G, M, A]``, ``value [B, G, M, V]``, ``bias`` broadcasts to ``[B, G, N, M]``;
     returns ``[B, G, N, V]``, zeros where ``bias`` hides every key.
@@ -23,32 +24,14 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, heads: int, bia
     mask = None if bias is None else bias.to(query.dtype)
     if heads == 1:
         # Groups stand in the head axis: no transposes.
-        result = _attention(query, key, value, mask)
+        result = _attention(query, key, value, mask, scale)
     else:
         query, key, value = (_split_heads(part, heads) for part in (query, key, value))
         if mask is not None:
             mask = mask.expand(batch, groups, -1, -1).flatten(0, 1).unsqueeze(1)
-        result = _attention(query, key, value, mask)
+        result = _attention(query, key, value, mask, scale)
         result = result.transpose(1, 2).reshape(batch, groups, query.shape[2], -1)
     return result if bias is None else result * any_key(bias).to(result.dtype)
-
-
-def few_keys_attention(
-    query: Tensor, key: Tensor, key_scores: Tensor, value: Tensor, scale: float, bias: Tensor | None = None
-) -> Tensor:
-    """Attention of many narrow queries over few keys, which carry a score of their own.
-
-    ``query [B or 1, G, N, D]``, ``key [B, G, M, D]``, ``key_scores [B, G, M]`` (scaled with the products), ``value
-    [B, G, M, V]``, ``bias`` as above; returns ``[B, G, N, V]``.
-    """
-    batch, groups, num_keys, _ = key.shape
-    query = query.expand(batch, -1, -1, -1).flatten(0, 1)
-    added = key_scores.flatten(0, 1).unsqueeze(1)
-    scores = torch.baddbmm(added, query, key.flatten(0, 1).transpose(1, 2), beta=scale, alpha=scale)
-    if bias is not None:
-        scores = (scores.view(batch, groups, -1, num_keys) + bias.to(scores.dtype)).flatten(0, 1)
-    probabilities = scores.softmax(dim=-1).to(value.dtype)
-    return torch.bmm(probabilities, value.flatten(0, 1)).view(batch, groups, query.shape[1], -1)
 
 
 def any_key(bias: Tensor) -> Tensor:
@@ -56,17 +39,19 @@ def any_key(bias: Tensor) -> Tensor:
     return (bias > HIDDEN_SCORE / 2).any(dim=-1, keepdim=True)
 
 
-def explicit_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-    """``softmax(query key' / sqrt(width) + mask) value`` in the inputs' own precision."""
-    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+def explicit_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None
+) -> Tensor:
+    """``softmax(scale * query key' + mask) value`` in the inputs' own precision."""
+    scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     scores = scores if mask is None else scores + mask
     return scores.softmax(dim=-1).to(value.dtype) @ value
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float | None = None) -> Tensor:
     if query.is_cuda and query.shape[-1] > _WIDEST_FUSED_HEAD:
-        return explicit_attention(query, key, value, mask)
-    return scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return explicit_attention(query, key, value, mask, scale)
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

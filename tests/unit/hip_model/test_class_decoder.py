@@ -10,15 +10,18 @@ from hip_model.accounting import count_parameters
 from hip_model.class_decoder import ClassDecoder
 from hip_model.perceiver import PERCEIVER_VARIANTS
 
-ENCODER = ("latents.", "first_cross_attention.", "shared_cross_attention.", "self_attention.")
+ENCODER = ("embed.", "positions.", "latents.", "first_cross_attention.", "shared_cross_attention.", "self_attention.")
 
 
-def test_the_imagenet_classifier_has_the_published_number_of_parameters() -> None:
+@pytest.mark.parametrize(
+    ("name", "published"), [("perceiver_io_imagenet", 48_440_627), ("perceiver_io_imagenet_learned", 62_255_848)]
+)
+def test_the_imagenet_classifiers_have_the_published_numbers_of_parameters(name: str, published: int) -> None:
     with torch.device("meta"):
-        model = build_model("perceiver_io_imagenet", [Modality("image", 224 * 224, 3, shape=(224, 224))])
+        model = build_model(name, [Modality("image", 224 * 224, 3, shape=(224, 224))])
         decoder = ClassDecoder(1024, 1000)
-    encoder = sum(parameter.numel() for name, parameter in model.named_parameters() if name.startswith(ENCODER))
-    assert encoder + sum(parameter.numel() for parameter in decoder.parameters()) == 48_440_627
+    encoder = sum(parameter.numel() for part, parameter in model.named_parameters() if part.startswith(ENCODER))
+    assert encoder + sum(parameter.numel() for parameter in decoder.parameters()) == published
     assert count_parameters(model.config, model.modalities) == sum(p.numel() for p in model.parameters())
 
 

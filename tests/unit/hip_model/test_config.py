@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from hip_model import ConfigError, HiP, HiPConfig, Modality, PerceiverIOConfig
+from hip_model import ConfigError, HiP, HiPConfig, Modality, PerceiverIOConfig, build_model
 from hip_model.variants import HIP_VARIANTS, PERCEIVER_IO_VARIANTS
 
 NANO = HIP_VARIANTS["hip_nano"]
@@ -95,3 +95,16 @@ def test_a_modality_without_a_position_kind_is_named() -> None:
 def test_modalities_need_different_names() -> None:
     with pytest.raises(ConfigError, match="different names"):
         HiP(NANO, [Modality("image", 16, 3), Modality("image", 16, 1)])
+
+
+@pytest.mark.parametrize(
+    ("name", "fitting"), [("keys", "keys_0"), ("training", "training_0"), ("left.eye", "left_eye"), ("", "image")]
+)
+def test_names_that_no_module_can_carry_are_refused_with_one_that_fits(name: str, fitting: str) -> None:
+    for build in (
+        lambda m: HiP(NANO, m),
+        lambda m: build_model("perceiver_tiny", m),
+        lambda m: build_model("io_mini", m),
+    ):
+        with pytest.raises(ConfigError, match=f"modality name '{name}'.*use a name like '{fitting}'"):
+            build([Modality(name, 16, 3)])

@@ -186,3 +186,22 @@ def test_config_round_trips_and_refuses_what_does_not_fit():
         Perceiver(TINY, (IMAGE, IMAGE))
     with pytest.raises(InputError, match="image"):
         build()({"image": torch.zeros(1, 5, 3), "audio": torch.zeros(1, 17, 1)})
+
+
+def test_learned_positions_stand_beside_embedded_values_and_both_learn():
+    config = TINY.replace(position="learned", embedding_channels=12, position_channels=6)
+    model = Perceiver(config, (IMAGE, AUDIO))
+    tokens = model.full_tokens(inputs(), {name: model.position_code(name) for name in ("image", "audio")})
+    assert tokens["image"].shape[-1] == tokens["audio"].shape[-1] == 12 + 6 + config.modality_channels
+    assert torch.equal(tokens["image"][..., :12], model.embed["image"](inputs()["image"]))
+    with torch.no_grad():
+        for unembed in model.unembed.values():
+            unembed.weight.normal_()
+    seeds = mask_seeds(0, torch.zeros(2), torch.arange(2))
+    MaskedAutoencoder(model, MaskConfig("independent", 0.5))(inputs(), seeds).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
+    for part in (model.embed, model.positions):
+        assert all(bool((parameter.grad != 0).any()) for parameter in part.parameters())
+    assert count(model) == count_parameters(config, (IMAGE, AUDIO))
+    with pytest.raises(ConfigError, match="position='table' is not known"):
+        TINY.replace(position="table")
