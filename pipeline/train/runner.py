@@ -190,7 +190,10 @@ def _close_failed(job: Job, error: BaseException, tracker: Tracker) -> None:
     outcome = Outcome.read(job.run_folder, record.attempts)
     record.status = outcome.status if outcome is not None else "interrupted" if stopped else FAILED
     record.message = str(error)[:2000] if isinstance(error, HipError) else f"{type(error).__name__}: {error}"[:2000]
-    _finish(job, tracker, "KILLED" if stopped else "FAILED")
+    try:
+        _finish(job, tracker, "KILLED" if stopped else "FAILED")
+    except (HipError, OSError) as second:  # on a full disk the first error says more
+        logger.error("run.json could not be written: %s", second)
 
 
 def _finish(job: Job, tracker: Tracker, status: str) -> None:
