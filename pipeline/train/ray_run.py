@@ -21,6 +21,9 @@ from pipeline.train.worker import train_worker
 
 logger = logging.getLogger(__name__)
 
+# Starts of a worker group that may fail, half a minute each where nodes are missing; Ray's default is to try for ever.
+_STARTS_TO_TRY = 60
+
 
 def run_with_ray(job: Job, tracker: Tracker) -> None:
     """Start the workers, show what they say, and return when they have ended.
@@ -89,7 +92,10 @@ def _fit(job: Job, failures: list[BaseException]) -> None:
             run_config=RunConfig(
                 name=f"{job.record.name}-{job.record.attempts}",
                 storage_path=join(options.storage, ".ray"),
-                failure_config=FailureConfig(max_failures=scale.max_failures),
+                failure_config=FailureConfig(
+                    max_failures=scale.max_failures,
+                    controller_failure_limit=-1 if scale.max_failures == -1 else _STARTS_TO_TRY,
+                ),
             ),
         ).fit()
     except BaseException as error:
