@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.head import POOLS, pooled_parts
 from pipeline.evaluate.loaded import LoadedModel, weights_digest
 from pipeline.evaluate.options import EmbedOptions
-from pipeline.shards.reader import ShardReader
+from pipeline.shards.reader import Batch, ShardReader
 
 _VERSION = 2  # raised when the content of a piece changes meaning
 
@@ -104,21 +105,26 @@ def write_piece(
 ) -> None:
     """Compute rows ``piece`` = [start, stop) and save them under a name that says so."""
     start, stop = piece
-    parts = [
-        embed_rows(loaded, reader, np.arange(first, min(first + batch_size, stop)), request)
-        for first in range(start, stop, batch_size)
-    ]
+    rows = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
+    parts = [embed_batch(loaded, batch, request) for batch in _read_ahead(reader, rows)]
     joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     stream = io.BytesIO()
     np.savez(stream, allow_pickle=False, **joined)
     storage.write_atomic(_location(folder, start, stop), stream.getvalue())
 
 
-def embed_rows(
-    loaded: LoadedModel, reader: ShardReader, rows: np.ndarray, request: EmbedRequest
-) -> dict[str, np.ndarray]:
+def _read_ahead(reader: ShardReader, rows: list[np.ndarray]) -> Iterator[Batch]:
+    """The batches in order; the next one is read and checked while the model works on the last."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reader.read, rows[0])
+        for following in rows[1:]:
+            batch, waiting = waiting.result(), pool.submit(reader.read, following)
+            yield batch
+        yield waiting.result()
+
+
+def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> dict[str, np.ndarray]:
     """One batch: ``<part>_<level>`` float32 [B, width], and what is known about each example (labels as JSON)."""
-    batch = reader.read(rows)
     latents = batch_latents(loaded, batch, request.level_count, request.modalities)
     found = {}
     for level in range(request.level_count):

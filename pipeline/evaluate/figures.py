@@ -110,7 +110,8 @@ def projection(
     width = min(50, *chosen.shape)
     components = PCA(n_components=width, random_state=seed).fit_transform(chosen)
     maps = [("PCA", components[:, :2])]
-    if len(rows) >= 12:
+    distinct = len(np.unique(components.round(5), axis=0))
+    if distinct >= 12:  # t-SNE crashes on points that are all one, which a collapsed model gives
         perplexity = min(30.0, (len(rows) - 1) / 4)
         nearby = TSNE(n_components=2, perplexity=perplexity, random_state=seed, init="pca", n_jobs=1)
         maps.append((f"t-SNE, perplexity {perplexity:.0f}", nearby.fit_transform(components)))
@@ -121,7 +122,7 @@ def projection(
     if len(label_names) <= 20:
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside right center", frameon=False, fontsize=7)
-    shown = f"{len(rows)} of {len(features)} examples."
+    shown = f"{len(rows)} of {len(features)} examples, {distinct} of them different."
     return Picture("projection", "Embeddings by label", png(figure), shown)
 
 

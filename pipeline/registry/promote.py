@@ -60,7 +60,12 @@ def promote(options: PromoteOptions) -> Promotion:
         raise UserError(f"version {champion.version} of {options.name} already is {options.alias}; register a new one")
     mine, theirs = _evaluations(options, candidate, champion)
     decision = decide(mine, theirs, options.gate)
-    _write_decision(client, candidate, {**decision.to_dict(), "against_version": str(champion.version)})
+    measured = "recorded at registration" if options.shards is None else f"{options.task} on {redact(options.shards)}"
+    _write_decision(
+        client,
+        candidate,
+        {**decision.to_dict(), "against_version": str(champion.version), "measured": measured},
+    )
     if not decision.promote:
         raise PromotionRefusedError(
             f"version {candidate.version} of {options.name} does not replace version {champion.version}: "

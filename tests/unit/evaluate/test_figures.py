@@ -66,6 +66,12 @@ def test_bars_leave_out_what_is_undefined_and_say_what_they_cut():
     assert "5 best and 5 worst of 60" in picture.caption
 
 
+def test_projection_of_a_collapsed_model_says_that_all_examples_are_one():
+    picture = figures.projection(np.ones((30, 8), np.float32), np.arange(30) % 2, ["a", "b"], 0)
+    assert picture.png.startswith(PNG)
+    assert "1 of them different" in picture.caption
+
+
 def test_projection_draws_unlabelled_and_few_examples():
     features = np.random.default_rng(0).normal(size=(6, 4))
     assert figures.projection(features, np.array([-1, 0, 1, 1, 0, -1]), ["a", "b"], 0).png.startswith(PNG)

@@ -1,11 +1,15 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from mlflow.pyfunc import PythonModel, save_model
+from mlflow.tracking import MlflowClient
 from PIL import Image
 from registry_models import LABELS, make_model
 
@@ -92,3 +96,28 @@ def test_missing_and_empty_inputs_are_named(model: str, tmp_path: Path) -> None:
 def test_options_name_key_value_and_choice(key: str, value: object, said: str) -> None:
     with pytest.raises(UserError, match=said):
         PredictOptions("m", "i", **{key: value})  # type: ignore[arg-type]
+
+
+class _Foreign(PythonModel):  # type: ignore[misc]
+    """Someone else's model, pickled."""
+
+    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[int]:
+        return [len(path) for path in model_input["media"]]
+
+
+def test_a_foreign_model_runs_only_when_it_is_trusted(
+    clips: Path, run_storage: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # the cache of fetched models
+    save_model(str(tmp_path / "foreign"), python_model=_Foreign(), pip_requirements=["mlflow"])
+    client = MlflowClient(f"sqlite:///{run_storage}/mlflow.db")
+    client.create_registered_model("foreign")
+    client.create_model_version("foreign", str(tmp_path / "foreign"))
+    asked = {"model": "models:/foreign/1", "input": str(clips), "output": str(tmp_path / "out")}
+    with pytest.raises(UserError, match="trust=true"):
+        predict(PredictOptions(**asked, storage=str(run_storage)))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+    report = predict(PredictOptions(**asked, storage=str(run_storage), trust=True))  # type: ignore[arg-type]
+    assert report.outputs == [str(tmp_path / "out" / "predictions.json")]
+    answers = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [answer["0"] for answer in answers] == [len(source) for source in list_inputs(str(clips))]

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from evaluation_data import write_model, write_small_dataset
 from mlflow.tracking import MlflowClient
 
+from hip_model.export import from_pretrained, load_metadata, save_pretrained
 from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Estimate
 from pipeline.registry.evaluations import Evaluation
@@ -27,6 +31,15 @@ class _Registry:
         evaluation = Evaluation("linear_probe", dataset, {"top1": Estimate(top1, top1 - 0.01, top1 + 0.01, 100)})
         tags = {EVALUATIONS_TAG: json.dumps([evaluation.to_dict()])}
         version = self.client.create_model_version("clips", str(self.storage / "package"), tags=tags)
+        self.client.set_registered_model_alias("clips", "candidate", version.version)
+        return str(version.version)
+
+    def add_package(self, model: Path) -> str:
+        """A version with weights to measure and no recorded evaluation."""
+        package = self.storage / f"package_{model.name}"
+        shutil.copytree(model, package / "artifacts" / "model")
+        (package / "MLmodel").write_text("flavors: {}\n")
+        version = self.client.create_model_version("clips", str(package))
         self.client.set_registered_model_alias("clips", "candidate", version.version)
         return str(version.version)
 
@@ -95,3 +108,30 @@ def test_unknown_names_are_refused(registry: _Registry) -> None:
         registry.promote(candidate="best")
     with pytest.raises(UserError, match="are the same"):
         PromoteOptions("clips", candidate="champion")
+
+
+def test_given_shards_both_are_measured_there_before_the_alias_moves(
+    registry: _Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # the cache of fetched models
+    shards = write_small_dataset(tmp_path / "shards")
+    seeing = Path(write_model(tmp_path / "seeing", shards))
+    model = from_pretrained(seeing)
+    with torch.no_grad():
+        for parameter in [*model.embed.parameters(), *model.positions.parameters()]:
+            parameter.zero_()
+    blind = tmp_path / "blind"
+    save_pretrained(model, blind, load_metadata(seeing))
+    measured = {"shards": shards, "task": "linear_probe"}
+
+    registry.add_package(blind)
+    registry.promote()
+    registry.add_package(seeing)
+    assert registry.promote(**measured) == "2"
+    decision = registry.decision("2")
+    assert decision["metrics"]["top1"]["gain"] > 0.3
+    assert decision["measured"] == f"linear_probe on {shards}"
+    registry.client.set_registered_model_alias("clips", "candidate", "1")
+    with pytest.raises(PromotionRefusedError, match="does not replace version 2"):
+        registry.promote(**measured)
+    assert registry.champion() == "2"
