@@ -74,7 +74,7 @@ def parallel_picture(trials: Sequence[TrialResult], metric: str, mode: str) -> P
         axes.plot(range(len(spread)), [column[index] for column in spread], color=colours[index], lw=1.4, alpha=0.85)
     names = [key.removeprefix("dials.").split(".")[-1] for key in keys]
     axes.set_xticks(range(len(spread)), [*names, metric], rotation=30, ha="right", fontsize=8)
-    shown = [[trial.candidate.settings.get(key) for trial in measured] for key in keys]
+    shown: list[list[Any]] = [[trial.candidate.settings.get(key) for trial in measured] for key in keys]
     for place, settings in enumerate([*shown, [trial.value for trial in measured]]):
         labels = _ends(settings)
         axes.text(place, -0.04, labels[0], ha="center", va="top", fontsize=7, color=_INK)

@@ -106,8 +106,8 @@ class Progress(Callback):
         return f"{result.get('step', '?')}/{own or self._total_steps}"
 
     def _value(self, result: dict[str, Any]) -> str:
-        value = result.get(self._metric)
-        return f"no {self._metric} yet" if value is None else f"{self._metric} {value:.5g}"
+        name = self._metric if self._metric in result else "loss"  # a metric of the end, until then
+        return f"{name} {result[name]:.5g}" if name in result else f"no {self._metric}"
 
 
 def _candidate(trial: Any) -> Candidate:

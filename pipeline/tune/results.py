@@ -50,6 +50,11 @@ class SearchResult:
     report: str | None = None  # the HTML page
     command: str | None = None  # pretrains the winner
     tracking_run_id: str | None = None
+    left: int = 0  # planned trials that were not drawn when the search was stopped
+
+    @property
+    def is_complete(self) -> bool:
+        return not self.left and all(trial.has_ended for trial in self.trials)
 
     @property
     def best(self) -> TrialResult | None:
@@ -62,7 +67,8 @@ class SearchResult:
     def summary(self) -> str:
         """One line."""
         parts = [f"{self.count(status)} {status.replace('_', ' ')}" for status in STATUSES if self.count(status)]
-        return f"{len(self.trials)} candidates: {', '.join(parts)}"
+        left = [f"{self.left} not begun"] if self.left else []
+        return f"{len(self.trials)} candidates: {', '.join([*parts, *left])}"
 
 
 def comparable(trials: Sequence[TrialResult]) -> list[TrialResult]:

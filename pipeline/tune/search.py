@@ -62,9 +62,9 @@ def run_search(options: TuneOptions) -> SearchResult:
     status, result = "FAILED", SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
     try:
         result = replace(result, tracking_run_id=tracker.run_id)
-        trials, target = _run_trials(prepared, result.tracking_run_id)
-        result = _with_report(prepared, target, replace(result, trials=tuple(trials)))
-        status = "KILLED" if result.count(UNFINISHED) else "FINISHED" if result.best else "FAILED"
+        result, target = _run_trials(prepared, result)
+        result = _with_report(prepared, target, result)
+        status = "KILLED" if not result.is_complete else "FINISHED" if result.best else "FAILED"
     finally:
         label_trials(
             options, result.tracking_run_id, result.trials, result.best.candidate.name if result.best else None
@@ -74,16 +74,18 @@ def run_search(options: TuneOptions) -> SearchResult:
     return result
 
 
-def _run_trials(prepared: PreparedSearch, parent_run_id: str | None) -> tuple[list[TrialResult], float | None]:
-    """Results of all candidates, and the cost they were solved to."""
+def _run_trials(prepared: PreparedSearch, result: SearchResult) -> tuple[SearchResult, float | None]:
+    """The search with the results of all candidates, and the cost they were solved to."""
     with ray_session(prepared.options.ray):
         from pipeline.tune.driver import drive
         from pipeline.tune.searcher import CandidateLog
         from pipeline.tune.timing import timer_on_workers
 
         factory = prepared.factory(timer_on_workers(prepared.manifest))
-        grid = drive(prepared, factory, parent_run_id)
-        return collect(prepared, grid, CandidateLog(prepared.folder).candidates), factory.target
+        grid = drive(prepared, factory, result.tracking_run_id)
+        log = CandidateLog(prepared.folder)
+        left = 0 if log.is_used_up else max(0, prepared.options.search.trials - len(log.accepted))
+        return replace(result, trials=tuple(collect(prepared, grid, log.candidates)), left=left), factory.target
 
 
 def collect(prepared: PreparedSearch, grid: ResultGrid, candidates: list[Candidate]) -> list[TrialResult]:
@@ -164,7 +166,7 @@ def _scaling(prepared: PreparedSearch, trials: Sequence[TrialResult]) -> tuple[l
 
 def _raise_if_useless(result: SearchResult) -> None:
     """Say what is wrong when no trial can be compared, and that there is more to do when it was interrupted."""
-    if result.count(UNFINISHED):
+    if not result.is_complete:
         raise Interrupted(f"search {result.name} was stopped ({result.summary()}); the same command goes on with it")
     if result.best is not None:
         return

@@ -43,6 +43,7 @@ class CandidateLog:
         self.candidates: list[Candidate] = []
         self.trial_ids: dict[int, str] = {}
         self.outcomes: dict[int, list[float] | None] = {}
+        self.is_used_up = False  # no further candidate was found
         if storage.exists(self._location):
             self._read()
 
@@ -63,6 +64,11 @@ class CandidateLog:
         self.outcomes[index] = values
         self._write()
 
+    def use_up(self) -> None:
+        """Record that the space holds no further candidate."""
+        self.is_used_up = True
+        self._write()
+
     def index_of(self, trial_id: str) -> int | None:
         """The candidate that a Ray trial trains."""
         return next((index for index, known in self.trial_ids.items() if known == trial_id), None)
@@ -80,12 +86,14 @@ class CandidateLog:
         self.candidates = [Candidate.from_dict(entry) for entry in content["candidates"]]
         self.trial_ids = {int(index): trial for index, trial in content["trial_ids"].items()}
         self.outcomes = {int(index): values for index, values in content["outcomes"].items()}
+        self.is_used_up = content["is_used_up"]
 
     def _write(self) -> None:
         content = {
             "candidates": [candidate.to_dict() for candidate in self.candidates],
             "trial_ids": self.trial_ids,
             "outcomes": self.outcomes,
+            "is_used_up": self.is_used_up,
         }
         storage.write_atomic(self._location, json.dumps(content, indent=1).encode())
 
@@ -112,6 +120,7 @@ class CandidateSearcher(Searcher):
             return str(Searcher.FINISHED)
         candidate = self._next_candidate()
         if candidate is None:
+            self.log.use_up()
             return str(Searcher.FINISHED)
         self.log.add(candidate, trial_id)
         self._by_index[candidate.index] = candidate

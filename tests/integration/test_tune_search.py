@@ -8,6 +8,7 @@ import logging
 import math
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,14 +94,36 @@ def tracked_runs(uri: str) -> tuple[Any, list[Any]]:
     return parent, [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
 
 
+class Listener(logging.Handler):
+    """Hears the search's log lines, whatever other tests did to the loggers above."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())
+
+
+@contextmanager
+def listening() -> Iterator[list[str]]:
+    listener, loud = Listener(), logging.getLogger("pipeline.tune")
+    before = loud.level
+    loud.setLevel(logging.INFO)
+    loud.addHandler(listener)
+    yield listener.lines
+    loud.removeHandler(listener)
+    loud.setLevel(before)
+
+
 def test_bad_trials_stop_early_and_give_their_worker_back(
-    ray_cluster: None, server: Service, shards: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ray_cluster: None, server: Service, shards: str, tmp_path: Path
 ) -> None:
     import ray
 
     rates = {"optim.learning_rate": [3e-3, 1e-9, 2e-9, 3e-9]}
     search = {"budget": "none", "algorithm": "grid", "scheduler": "asha", "grace_steps": 3, "options": rates}
-    with caplog.at_level(logging.INFO, logger="pipeline.tune"):
+    with listening() as said:
         found = run_search(options(shards, tmp_path, server.url, **search))
     first, *rest = found.trials
     assert (first.status, first.step) == (FINISHED, 12)
@@ -112,7 +135,6 @@ def test_bad_trials_stop_early_and_give_their_worker_back(
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
     tables = ray.util.placement_group_table().values()
     assert all(table["state"] == "REMOVED" for table in tables)
-    said = [record.getMessage() for record in caplog.records]
     assert "trial_000 starts: optim.learning_rate=0.003 | 0/4 done" in said
     assert any(line.startswith("trial_000 step 3/12: loss ") for line in said)
     assert any(line.startswith("trial_003 is stopped early at step 3/12: loss ") for line in said)

@@ -161,6 +161,7 @@ def test_a_used_up_space_ends_the_search(tmp_path: Path) -> None:
     found = searcher(chosen, tmp_path)
     configs = [found.suggest(f"ray{number}") for number in range(5)]
     assert configs[4] == found.FINISHED
+    assert CandidateLog(str(tmp_path)).is_used_up
     assert len({json.dumps(config["candidate"]["settings"]) for config in configs[:4]}) == 4
 
 

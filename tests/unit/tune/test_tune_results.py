@@ -36,6 +36,7 @@ from pipeline.tune.results import (
     FINISHED,
     REJECTED,
     STOPPED,
+    UNFINISHED,
     SearchResult,
     TrialResult,
     best_trial,
@@ -65,6 +66,15 @@ def test_the_best_trained_to_the_end_if_any_did() -> None:
     assert best_trial(trials, "max") is trials[0]
     assert best_trial([trials[1], trials[3]], "min") is trials[1]
     assert best_trial([trials[3]], "min") is None
+
+
+def test_a_stopped_search_is_not_complete() -> None:
+    done, cut = trial(0, 0.5), trial(1, 0.4, status=UNFINISHED)
+    assert SearchResult("s", "f", "loss", "min", (done,)).is_complete
+    assert not SearchResult("s", "f", "loss", "min", (done, cut)).is_complete
+    stopped = SearchResult("s", "f", "loss", "min", (done,), left=3)
+    assert not stopped.is_complete
+    assert stopped.summary() == "1 candidates: 1 finished, 3 not begun"
 
 
 def test_the_pareto_front_holds_what_nothing_beats() -> None:
