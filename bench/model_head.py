@@ -97,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             results = [form(layer, queries, keys) for form in FORMS.values()]
         wrong += sum(float((result - results[0]).abs().max()) > _TOLERANCE for result in results)
     report.note(
-        "predicted: the same products, but the scores (tokens x keys values, 4 to 16 MB a run of groups) are never written "
-        "and read again in six passes: half the time and memory of the materialised form"
+        "predicted: the same products, but the scores (tokens x keys values, 4 to 16 MB a run of groups) are never "
+        "written and read again in six passes: half the time and memory of the materialised form"
     )
     report.finish(arguments.output)
     if wrong:
