@@ -48,6 +48,7 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     os.environ["TUNE_DISABLE_STRICT_METRIC_CHECKING"] = "1"
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    logging.getLogger("ray.tune.tune").addFilter(_is_for_users)
     options = prepared.options
     concurrent = concurrent_trials(options.scale, options.search.max_concurrent, ray.available_resources())
     logger.info(
@@ -65,6 +66,11 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
             logger.info("going on with search %s", prepared.name)
             return tune.Tuner.restore(location, trainable, resume_unfinished=True, restart_errored=True).fit()
         return _new_tuner(prepared, factory, trainable, concurrent).fit()
+
+
+def _is_for_users(record: logging.LogRecord) -> bool:
+    """Ray's way of going on after a stop is not ours, which the verb tells."""
+    return record.levelno >= logging.WARNING and "Tuner.restore" not in record.getMessage()
 
 
 def _aim(prepared: PreparedSearch, factory: CandidateFactory) -> str:

@@ -19,7 +19,7 @@ from tune_driver import STEPS, options
 from pipeline.tune.results import FINISHED
 from pipeline.tune.search import run_search
 
-pytestmark = pytest.mark.integration
+pytestmark = pytest.mark.fault
 
 
 def newest_step(run_folder: Path) -> int:
