@@ -23,6 +23,8 @@ from hip_model.selection import EMPTY_SLOT
 # Tokens (batch included) above which a modality is worked through in runs, and the size of a run: what fits a core's
 # cache on CPU, what fills a device elsewhere.
 _CPU_RUNS = (2**17, 2**15)
+# Queries keep less than keys do, so doing them again pays later.
+_CPU_QUERY_RUNS = (2**18, 2**15)
 _DEVICE_RUNS = (2**23, 2**21)
 
 
@@ -139,12 +141,19 @@ def raw_runs(raw: Tensor, groups: ModalityGroups, size: int) -> Sequence[Tensor]
     return raw.unflatten(1, (groups.groups, groups.group_tokens)).split(size, dim=1)
 
 
-def run_groups(batch: int, groups: ModalityGroups, device: torch.device) -> int:
-    """Groups of a modality worked on at once; all of them if the input is small or a compiler plans memory."""
-    threshold, run_tokens = _CPU_RUNS if device.type == "cpu" else _DEVICE_RUNS
-    if torch.compiler.is_compiling() or batch * groups.num_tokens <= threshold:
+def run_groups(
+    batch: int, groups: ModalityGroups, slots: Tensor | None, device: torch.device, asking: bool = False
+) -> int:
+    """Groups of a modality worked on at once; all of them if few tokens take part or a compiler plans memory.
+
+    ``slots [B or 1, g or 1, s]`` are those that take part, None for all tokens; ``asking``: as queries, not as keys.
+    """
+    on_cpu = _CPU_QUERY_RUNS if asking else _CPU_RUNS
+    threshold, run_tokens = on_cpu if device.type == "cpu" else _DEVICE_RUNS
+    per_group = batch * (groups.group_tokens if slots is None else max(1, slots.shape[2]))
+    if torch.compiler.is_compiling() or per_group * groups.groups <= threshold:
         return groups.groups
-    return max(1, min(groups.groups, run_tokens // (batch * groups.group_tokens)))
+    return max(1, min(groups.groups, run_tokens // per_group))
 
 
 def by_group(code: Tensor, groups: ModalityGroups) -> Tensor:

@@ -89,8 +89,9 @@ class TokenModel(nn.Module):
         keys = []
         for part in self._plan.modalities:
             values = inputs[part.name]
-            size = run_groups(values.shape[0], part, values.device)
-            runs = group_runs(codes[part.name], part, None if selection is None else selection.visible[part.name], size)
+            slots = None if selection is None else selection.visible[part.name]
+            size = run_groups(values.shape[0], part, slots, values.device)
+            runs = group_runs(codes[part.name], part, slots, size)
             for run, raw in zip(runs, raw_runs(values, part, size), strict=True):
                 build = partial(run.keys, raw, partial(self.embed_tokens, part.name), hide, has_empty)
                 keys.append(LazyKeys(values.shape[0], run.groups, run.per_group, build, recompute=len(runs) > 1))
@@ -107,8 +108,9 @@ class TokenModel(nn.Module):
         result = {}
         for part in self._plan.modalities:
             own = latents[:, part.offset : part.offset + part.groups]
-            size = run_groups(latents.shape[0], part, latents.device)
-            runs = group_runs(codes[part.name], part, None if selection is None else selection.queries[part.name], size)
+            slots = None if selection is None else selection.queries[part.name]
+            size = run_groups(latents.shape[0], part, slots, latents.device, asking=True)
+            runs = group_runs(codes[part.name], part, slots, size)
             answer = partial(self._answer, head, self.unembed[part.name])
             parts = [
                 recomputed(answer, run, source, keep=len(runs) == 1)

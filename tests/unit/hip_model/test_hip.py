@@ -271,14 +271,19 @@ def test_recomputed_blocks_give_the_same_gradients() -> None:
 def test_a_large_input_is_worked_through_in_runs_of_groups(
     ratio: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("hip_model.token_runs._CPU_RUNS", (1, 40))
+    for limits in ("_CPU_RUNS", "_CPU_QUERY_RUNS"):
+        monkeypatch.setattr(f"hip_model.token_runs.{limits}", (1, 40))
     model = randomised(HiP(small_config(), MODALITIES)).eval()
     plan = model.group_plan()
-    assert [run_groups(2, part, torch.device("cpu")) for part in plan.modalities] == [1, 1, 1]
+    assert [run_groups(2, part, None, torch.device("cpu")) for part in plan.modalities] == [1, 1, 1]
     inputs = random_inputs(MODALITIES)
     assert_same(model, inputs, None if ratio is None else random_selection(plan, 2, ratio, seed=4))
-    monkeypatch.setattr("hip_model.token_runs._CPU_RUNS", (1, 160))
-    assert run_groups(2, plan["video"], torch.device("cpu")) == 2
+    for limits in ("_CPU_RUNS", "_CPU_QUERY_RUNS"):
+        monkeypatch.setattr(f"hip_model.token_runs.{limits}", (1, 160))
+    assert run_groups(2, plan["video"], None, torch.device("cpu")) == 2
+    # Only what takes part counts: with few visible tokens, more groups at once.
+    few = torch.zeros(2, 1, plan["video"].group_tokens // 4, dtype=torch.int64)
+    assert run_groups(2, plan["video"], few, torch.device("cpu")) > 2
     assert_same(model, inputs, None if ratio is None else random_selection(plan, 2, ratio, seed=4, shared_groups=True))
 
 
