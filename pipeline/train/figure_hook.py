@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_CANDIDATES = 16  # rows looked at for each that is shown
 _PEAKS = {"uint8": 255.0}
 
 
@@ -33,6 +34,7 @@ class Figures(Hook):
 
     def __init__(self, reader: ShardReader) -> None:
         self.reader = reader
+        self._rows: np.ndarray | None = None
 
     def on_step(self, trainer: Trainer) -> None:
         """Draw at the interval."""
@@ -56,9 +58,16 @@ class Figures(Hook):
                 logger.warning("figures of step %d: %s", trainer.state.step, error)
         trainer.beat()
 
+    def _shown(self, count: int) -> np.ndarray:
+        """Rows from all over the split, the same each time."""
+        if self._rows is None:
+            spread = np.unique(np.linspace(0, len(self.reader) - 1, _CANDIDATES * count).astype(np.int64))
+            self._rows = spread[choose_rows(self.reader.read(spread).present, count)]
+        return self._rows
+
     def _draw(self, trainer: Trainer, module: Any) -> None:
         device = trainer.engine.device
-        batch = self.reader.read(np.arange(min(trainer.options.figures.examples, len(self.reader))))
+        batch = self.reader.read(self._shown(trainer.options.figures.examples))
         inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
         present = {name: torch.from_numpy(value).to(device) for name, value in batch.present.items()}
         ids = torch.from_numpy(batch.example_ids)
@@ -78,8 +87,9 @@ class Figures(Hook):
         for modality in module.model.modalities:
             name = modality.name
             peak = _PEAKS.get(str(batch.arrays[name].dtype)) or float(np.abs(batch.arrays[name]).max()) or 1.0
-            arrays = [_host(part[name]) for part in (shown.raw, shown.visible, shown.reconstruction)]
-            picture = reconstruction_picture(modality, arrays, peak)
+            here = batch.present[name]
+            arrays = [_host(part[name])[here] for part in (shown.raw, shown.visible, shown.reconstruction)]
+            picture = reconstruction_picture(modality, arrays, peak) if here.any() else None
             if picture is not None:
                 pictures[f"reconstruction_{name}"] = picture
             pictures[f"positions_{name}"] = position_maps(modality, _host(module.model.position_code(name)))
@@ -89,6 +99,18 @@ class Figures(Hook):
                 path = Path(folder) / f"{name}_step_{trainer.state.step:08d}.png"
                 figure.savefig(path, dpi=110)
                 trainer.tracker.log_artifact(path, "figures")
+
+
+def choose_rows(present: Mapping[str, np.ndarray], count: int) -> np.ndarray:
+    """Of rows that may lack modalities, enough to show ``count`` of each; those that have most come first."""
+    having = np.argsort(-sum(flags.astype(np.int64) for flags in present.values()), kind="stable")
+    chosen = {int(row) for flags in present.values() for row in spaced(having[flags[having]], count)}
+    return np.array(sorted(chosen), dtype=np.int64)
+
+
+def spaced(rows: np.ndarray, count: int) -> np.ndarray:
+    """``count`` of ``rows``, evenly from first to last; all if there are fewer."""
+    return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
 
 
 def reconstruction_picture(modality: Modality, arrays: Sequence[np.ndarray], peak: float) -> Any | None:

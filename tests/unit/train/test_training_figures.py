@@ -10,6 +10,7 @@ from hip_model.modality import Modality
 from hip_model.ordering import flatten, token_order
 from pipeline.tracking.client import Tracker
 from pipeline.train import worker
+from pipeline.train.figure_hook import choose_rows
 from pipeline.train.figures import in_shape, position_maps, principal_components, reconstruction_grid, spectrogram
 from pipeline.train.options import FigureOptions, MetricsOptions, PretrainOptions
 from pipeline.train.runner import run_pretraining
@@ -52,6 +53,14 @@ def test_components_find_the_direction_of_most_change() -> None:
 def test_positions_are_drawn_for_every_kind(modality: Modality) -> None:
     figure = position_maps(modality, np.random.default_rng(0).normal(size=(modality.num_tokens, 8)))
     assert sum(len(axes.images) for axes in figure.axes) >= 1
+
+
+def test_the_examples_that_are_shown_have_what_is_shown() -> None:
+    present = {"video": np.array([0, 0, 1, 1, 0, 1], bool), "audio": np.array([1, 1, 1, 0, 1, 1], bool)}
+    rows = choose_rows(present, 2)
+    assert all(present[name][rows].sum() >= 2 for name in present)
+    assert len(rows) <= 4
+    assert choose_rows({"video": np.zeros(3, bool), "audio": np.ones(3, bool)}, 2).size == 2
 
 
 class Kept(Tracker):
