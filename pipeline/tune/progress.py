@@ -75,6 +75,10 @@ class Progress(Callback):
 
     def _say(self, trials: list[Any], text: str, ended: int = 0) -> None:
         done = min(sum(trial.is_finished() for trial in trials) + ended, self._trials)
+        if self._ended_before is None:  # what an earlier process of this search has done
+            self._ended_before = done - ended
+            for known in trials:
+                self._remember(known, known.last_result or {})
         state = f"{done}/{self._trials} done" + (f", best {self._best[1]} {self._best[0]:.5g}" if self._best else "")
         if self._on_terminal:
             print(_CLEAR, end="", file=sys.stderr)
@@ -87,9 +91,7 @@ class Progress(Callback):
 
     def _time_left(self, done: int) -> str:
         """Linear in the trials that ended since this process started."""
-        if self._ended_before is None:
-            self._ended_before = done
-        fresh, left = done - self._ended_before, self._trials - done
+        fresh, left = done - (self._ended_before or 0), self._trials - done
         if not fresh or not left:
             return ""
         seconds = (time.monotonic() - self._began) / fresh * left
