@@ -14,6 +14,8 @@ from pipeline.tune.results import FINISHED, TrialResult
 # Fewer points than this fit anything.
 FEWEST_POINTS = 6
 _RESAMPLES = 200
+# Smallest and largest power that a fit may choose.
+_POWERS = (0.01, 2.0)
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,17 @@ class PowerLaw:
             f"Power law: loss = {floor:.3g} + A * parameters^-{size_power:.2f} "
             f"(90 %: {sizes[0]:.2f} to {sizes[1]:.2f}) "
             f"+ B * tokens^-{token_power:.2f} ({lengths[0]:.2f} to {lengths[1]:.2f}); "
-            f"root mean square error {self.root_mean_square_error:.3g}."
+            f"root mean square error {self.root_mean_square_error:.3g}.{self._warning()}"
         )
+
+    def _warning(self) -> str:
+        """A power at the end of what the fit may choose was not found in the points."""
+        low, high = _POWERS
+        names = {2: "parameters", 4: "tokens"}
+        lost = [name for index, name in names.items() if not 1.01 * low < self.coefficients[index] < 0.99 * high]
+        if not lost:
+            return ""
+        return f" The points do not determine the power of {' and '.join(lost)}: it is at the end of its allowed range."
 
 
 def points_of(trials: Sequence[TrialResult], tokens_per_step: float) -> list[Point]:
@@ -124,7 +135,8 @@ def _fit(points: Sequence[Point], start: np.ndarray | None = None) -> np.ndarray
         np.array([0.5 * losses.min(), 0.2 * losses.min(), size_power, 0.2 * losses.min(), token_power])
         for size_power in (0.1, 0.4) for token_power in (0.1, 0.4)
     ]  # fmt: skip
-    bounds = ([0, 0, 0.01, 0, 0.01], [losses.max(), np.inf, 2, np.inf, 2])
+    low, high = _POWERS
+    bounds = ([0, 0, low, 0, low], [losses.max(), np.inf, high, np.inf, high])
     fits = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", OptimizeWarning)  # the bootstrap tells the uncertainty, not the covariance

@@ -112,8 +112,25 @@ def test_a_power_law_is_found_again_and_predicts_beyond_its_points() -> None:
     assert expected == pytest.approx(loss(1e8, 1e9), rel=0.1)
     assert law.interval(2)[0] < 0.35 < law.interval(2)[1]
     assert scaling_picture(points, law, "loss").png.startswith(b"\x89PNG")
+    assert "do not determine" not in law.sentence()
     assert fit_power_law(points[:5], seed=0) is None
     assert fit_power_law([Point(1e6, tokens, 0.5) for tokens in (1e6, 2e6, 3e6, 4e6, 5e6, 6e6)], seed=0) is None
+
+
+def test_a_law_that_the_points_do_not_determine_says_so() -> None:
+    # Measured on CIFAR-10: in so short runs the largest model is not the best, which no power of the size describes.
+    losses = {
+        50e3: (0.588, 0.549, 0.520, 0.461),
+        85e3: (0.554, 0.524, 0.480, 0.444),
+        135e3: (0.547, 0.522, 0.484, 0.441),
+        273e3: (0.582, 0.535, 0.489, 0.441),
+    }
+    tokens = (0.66e6, 1.3e6, 2.6e6, 5.2e6)
+    law = fit_power_law(
+        [Point(s, t, loss) for s, row in losses.items() for t, loss in zip(tokens, row, strict=True)], 0
+    )
+    assert law is not None
+    assert "The points do not determine the power of parameters:" in law.sentence()
 
 
 def test_the_report_holds_every_trial_and_the_winning_command(tmp_path: Path) -> None:
