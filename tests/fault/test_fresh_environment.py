@@ -72,8 +72,8 @@ def test_it_predicts_without_this_project_installed(storage: Path, python: Path,
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.partition("RESULT")[2])
     check_answers(found)
-    print(f"processor seconds from start to first answer: {found['cpu_seconds_to_first_answer']:.1f}")
-    assert found["cpu_seconds_to_first_answer"] < 10
+    print(f"processor seconds from loading to the first answer: {found['cpu_seconds_from_load_to_answer']:.1f}")
+    assert found["cpu_seconds_from_load_to_answer"] < 10
 
 
 def test_it_is_served_from_there(storage: Path, python: Path, clip: Path, tmp_path: Path) -> None:
