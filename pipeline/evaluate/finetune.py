@@ -13,6 +13,7 @@ from torch import Tensor
 from hip_model.export import save_pretrained
 from pipeline import storage
 from pipeline.errors import Interrupted, UserError
+from pipeline.evaluate.baseline import Baseline, save_baseline
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.finetune_data import LabelledSplit
 from pipeline.evaluate.finetune_loop import FinetuneRun, train_to_end
@@ -96,7 +97,8 @@ def _assemble(
 
     def export(weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, target: Path) -> None:
         # Single process: the live module holds what ``weights`` holds.
-        save_pretrained(classifier.model, target, {**metadata, **classifier.to_head().metadata()})
+        save = save_baseline if isinstance(classifier.model, Baseline) else save_pretrained
+        save(classifier.model, target, {**metadata, **classifier.to_head().metadata()})
         save_head(classifier.to_head(), target)
 
     return FinetuneRun(

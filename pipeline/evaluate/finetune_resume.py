@@ -10,6 +10,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import UserError
+from pipeline.evaluate.baseline import Baseline, open_baseline
 from pipeline.evaluate.finetune_loop import FinetuneRun, measure_scale
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.head import load_head
@@ -84,6 +85,9 @@ def load_position(run: FinetuneRun, checkpoint: str | None) -> None:
     found, states = read_state(checkpoint), NamedStates(checkpoint)
     states.check({name: value.weight.shape for name, value in run.engine.named_state(moments=False)})
     run.engine.load_named_state(states, found.optimizer_steps)
+    if isinstance(run.classifier.model, Baseline):  # running means of its normalisation layers
+        saved = open_baseline(storage.local_path(checkpoint), run.engine.device)
+        run.classifier.model.load_state_dict(saved.state_dict())
     head = load_head(storage.local_path(checkpoint))
     assert head is not None
     run.classifier.mean.copy_(head.mean)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +101,19 @@ def load_model(folder: str | Path, device: str = "auto") -> LoadedModel:
             raise UserError(f"model={folder}: there is no {name}; give a model folder, a checkpoint or a run")
     where = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     try:
-        model, metadata = from_pretrained(folder, where), load_metadata(folder)
+        model, metadata = _open(folder, where), load_metadata(folder)
     except ValueError as error:
         raise UserError(f"model={folder} cannot be opened: {error}") from error
     if not metadata.get("data", {}).get("normalisation"):
         raise UserError(f"model={folder}: its config.json has no data card, so its inputs cannot be normalised")
     return LoadedModel(folder, model, metadata, normalisations_from_card(metadata["data"]), where)
+
+
+def _open(folder: Path, device: torch.device) -> Any:
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architecture") == "timm":
+        # By name only: a registered model carries the modules that are imported here, and none of it is a baseline.
+        return importlib.import_module("pipeline.evaluate.baseline").open_baseline(folder, device)
+    return from_pretrained(folder, device)
 
 
 def check_model_fits(loaded: LoadedModel, manifest: Manifest, shards: str) -> None:

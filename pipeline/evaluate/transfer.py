@@ -15,6 +15,7 @@ from hip_model.normalisation import Normalisation, normalisations_from_card
 from hip_model.variants import build_model
 from pipeline import storage
 from pipeline.errors import UserError, nearest
+from pipeline.evaluate.baseline import PREFIX, build_baseline, is_baseline, open_baseline
 from pipeline.evaluate.data_fit import check_fit
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.seeding import derive_seed
@@ -42,6 +43,10 @@ def starting_model(options: FinetuneOptions, manifest: Manifest) -> Start:
 def _fresh(options: FinetuneOptions, manifest: Manifest) -> Start:
     modalities = [spec.to_modality() for spec in manifest.modalities]
     torch.manual_seed(derive_seed(options.seed, "init"))
+    if options.model.name.startswith(PREFIX):
+        card = manifest.data_card()
+        baseline = build_baseline(options.model.name, modalities, options.model.overrides)
+        return Start(baseline, normalisations_from_card(card), {"data": card})
     try:
         model = build_model(options.model.name, modalities, **options.model.overrides)
     except ValueError as error:
@@ -57,7 +62,8 @@ def _pretrained(options: FinetuneOptions, manifest: Manifest) -> Start:
         raise UserError(
             f"init={options.init}: there is no model.safetensors; give a model folder, a checkpoint or a run"
         )
-    metadata, model = load_metadata(folder), from_pretrained(folder)
+    metadata = load_metadata(folder)
+    model = open_baseline(folder) if is_baseline(folder) else from_pretrained(folder)
     known = {modality.name for modality in model.modalities}
     wanted = [spec for spec in metadata["data"]["modalities"] if spec["name"] in known]
     given = [spec.to_dict() for spec in manifest.modalities]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.errors import InfrastructureError
+from pipeline.errors import InfrastructureError, UserError
 from pipeline.evaluate.loaded import weights_digest
 from pipeline.registry.card import CardFacts, model_card
 from pipeline.registry.client import connect
@@ -51,6 +51,8 @@ def register(options: RegisterOptions) -> RegisteredVersion:
         InfrastructureError: the registry does not answer.
     """
     folder = resolve_model(options.run, options.storage, options.tracking)
+    if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architecture") == "timm":
+        raise UserError(f"run={options.run} is a baseline of timm; only models of this project are registered")
     server = connect(options.tracking, options.storage)
     weights = weights_digest(folder)
     evaluations = find_evaluations(options.storage, weights)
