@@ -1,7 +1,9 @@
 """Models as ``torch.export`` graphs, for runtimes without this package; each is checked against its model.
 
-There is no ONNX export: torch's exporter needs a further package (onnxscript), and whether its graphs keep the models'
-numbers has not been shown. Graphs from here run wherever torch does, AOTInductor and ExecuTorch included.
+Graphs from here run wherever torch does, AOTInductor and ExecuTorch included. There is no ONNX function: torch's
+exporter needs onnxscript, which is no dependency. Tried by hand (torch 2.13 ``torch.onnx.export(dynamo=True)`` with a
+free batch axis, onnxscript 0.7.2, onnxruntime 1.32, CPU): encoder and reconstruction of ``hip_nano`` with two modalities
+and of ``io_mini`` agree with the model within 2e-5 at batch 1 and 3; the Perceiver's did not finish in three minutes.
 """
 
 from __future__ import annotations
