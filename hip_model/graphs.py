@@ -2,8 +2,8 @@
 
 Graphs from here run wherever torch does, AOTInductor and ExecuTorch included. There is no ONNX function: torch's
 exporter needs onnxscript, which is no dependency. Tried by hand (torch 2.13 ``torch.onnx.export(dynamo=True)`` with a
-free batch axis, onnxscript 0.7.2, onnxruntime 1.32, CPU): encoder and reconstruction of ``hip_nano`` with two modalities
-and of ``io_mini`` agree with the model within 2e-5 at batch 1 and 3; the Perceiver's did not finish in three minutes.
+free batch axis, onnxscript 0.7.2, onnxruntime 1.32, CPU): encoder and reconstruction of ``hip_nano`` (two modalities)
+and ``io_mini`` agree with the model within 2e-5 at batch 1 and 3; the Perceiver's did not finish in three minutes.
 """
 
 from __future__ import annotations
