@@ -12,16 +12,16 @@ from hip_model.modality import Modality
 from hip_model.variants import ModelConfig, model_config
 from pipeline.cluster.constants import (
     CPU_HOUR_USD,
-    CPU_WORKSPACE,
     CUDA_CONTEXT_BYTES,
     DECODE_SECONDS,
     DECODED_CLIP_SECONDS,
     DEVICES,
     PROCESS_BYTES,
+    RAY_BYTES,
     READ_BYTES_PER_SECOND,
-    ROOFLINE_SHARE,
     SHARD_BYTES,
     TRAFFIC_PER_SAVED_BYTE,
+    UPDATE_BYTES,
     Device,
 )
 from pipeline.errors import UserError
@@ -146,7 +146,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
         examples_per_micro_batch=micro,
         state_bytes=state,
         activation_bytes=activations,
-        memory_bytes=_memory(options, state, activations),
+        memory_bytes=_memory(options, state, activations, cost.parameters),
         device_memory_bytes=int(device.memory.value * GIB),
         compute_seconds_per_step=compute,
         read_seconds_per_step=read,
@@ -219,14 +219,17 @@ def _compute_seconds(
     seconds = 0.0
     for part in cost.parts.values():
         moved = TRAFFIC_PER_SAVED_BYTE.value * part.saved_elements * value_bytes
-        seconds += max(3 * part.flops / device.flops.value, moved / device.bandwidth.value)
+        arithmetic, traffic = 3 * part.flops / device.flops.value, moved / device.bandwidth.value
+        seconds += max(arithmetic, traffic) if device.overlaps else arithmetic + traffic
     update = 38 * cost.parameters / device.bandwidth.value  # AdamW reads and writes 38 bytes a parameter
-    return max(device.launch_seconds.value, examples * seconds / ROOFLINE_SHARE.value + update)
+    return max(device.launch_seconds.value, examples * seconds / device.roofline_share.value + update)
 
 
-def _memory(options: PlanOptions, state: int, activations: int) -> int:
+def _memory(options: PlanOptions, state: int, activations: int, parameters: int) -> int:
+    """The most that a worker holds at once."""
     if options.plan.device == "cpu_core":
-        return int(PROCESS_BYTES.value + state + CPU_WORKSPACE.value * activations)
+        process = PROCESS_BYTES.value + (RAY_BYTES.value if options.scale.workers else 0)
+        return int(process + state + max(activations, UPDATE_BYTES.value * parameters))
     return int(CUDA_CONTEXT_BYTES.value + state + activations)
 
 
