@@ -128,4 +128,6 @@ def explain_os_error(error: OSError, location: str) -> UserError | Infrastructur
         )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return UserError(f"cannot write {location}: {error.strerror}; choose a folder that you may write to")
+    if error.errno in (errno.EEXIST, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return UserError(f"cannot write {location}: {error.strerror}; choose a folder, where no file is in the way")
     return InfrastructureError(f"writing {location} failed: {error.strerror or error}")

@@ -69,7 +69,7 @@ def _map(function: Any, items: list[dict[str, Any]], workers: int | None) -> Ite
     context = DataContext.get_current()
     context.enable_progress_bars = False  # our own lines count files, not blocks
     dataset = ray.data.from_items(items, override_num_blocks=len(items))
-    mapped = dataset.map(function, num_cpus=1, concurrency=workers)
+    mapped = dataset.map(function, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=workers))
     try:
         yield from mapped.iter_rows()
     except ray.exceptions.RayError as error:

@@ -32,6 +32,13 @@ def test_second_writer_is_refused_and_the_first_leaves_nothing(tmp_path: Path) -
         pass
 
 
+@pytest.mark.parametrize("name", ["file", "file/below", "x" * 300])
+def test_a_folder_that_cannot_be_is_the_users_mistake(tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_bytes(b"in the way")
+    with pytest.raises(UserError, match="choose a folder"), dataset_lock(str(tmp_path / name)):
+        pass
+
+
 def test_lock_of_a_killed_process_does_not_hold(tmp_path: Path) -> None:
     code = (
         "import time\nfrom pipeline.preprocess.lock import dataset_lock\n"
