@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.resources
 import os
 import sys
@@ -16,10 +17,11 @@ from pipeline.config import compose_config, load_options
 from pipeline.config.build import known_keys
 from pipeline.errors import HipError, UserError
 from pipeline.logs import set_up_logs
-from pipeline.storage import redact
+from pipeline.storage import explain_os_error, redact
 
 Options = TypeVar("Options")
 Main = Callable[[list[str] | None], int]
+_REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def verb(name: str, options_class: type[Options], run: Callable[[Options], None]) -> Callable[..., int]:
@@ -44,6 +46,9 @@ def guarded(action: Callable[[], None]) -> int:
     except (ConfigError, InputError) as error:
         return _explain(error, 2)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _REFUSED_WRITES:
+            known = explain_os_error(error, str(error.filename or "a file"))
+            return _explain(known, known.exit_code)
         if os.environ.get("HIP_DEBUG"):
             raise
         print(f"this is a bug or an unforeseen fault: {type(error).__name__}: {redact(str(error))}", file=sys.stderr)

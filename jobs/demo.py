@@ -3,112 +3,62 @@
 from __future__ import annotations
 
 import importlib
-import shutil
+import shlex
 import time
 from pathlib import Path
 
 from jobs.cli import verb
+from pipeline.demo.findings import gather
+from pipeline.demo.media import recipe_for
 from pipeline.demo.options import DemoOptions
+from pipeline.demo.report import write_report
+from pipeline.demo.stages import Plan, Stage
+from pipeline.demo.workspace import Workspace
 from pipeline.errors import HipError
 from pipeline.ray_session import RayOptions, ray_session
 
 
 def run(options: DemoOptions) -> None:
-    """Run every stage and print its time and where the results are.
+    """Run every stage that is not done yet, then say what came out and where it is.
 
     Raises:
         HipError: a stage failed; its own message is above.
     """
-    folder = Path(options.folder).absolute()
-    marker = folder / ".hip-demo"
-    if options.restart and marker.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    source = _media(options, folder)
-    seconds = {}
-    with ray_session(RayOptions(num_cpus=3)):
-        for name, arguments in _stages(options, folder, source):
-            print(f"\n== hip {name} {' '.join(arguments)}", flush=True)
-            started = time.perf_counter()
-            code = importlib.import_module(f"jobs.{name}").main(arguments)
-            if code:
-                error = HipError(f"the demo stopped at hip {name} (exit code {code}); run it again to go on")
-                error.exit_code = code
-                raise error
-            seconds[name] = time.perf_counter() - started
-    print("\n" + "\n".join(f"{name:<11} {value:6.1f} s" for name, value in seconds.items()))
-    print(f"reports: {folder}/runs/evaluations/*/report.html and {folder}/runs/demo-search/report.html")
-    print(f"runs:    mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///{folder}/runs/mlflow.db")
-
-
-def _media(options: DemoOptions, folder: Path) -> str:
-    """The folder to train on; clips are made once, and a few more of the same kinds are kept apart as unseen."""
     if options.source:
-        return options.source
-    from pipeline.demo.clips import make_demo_clips
+        recipe_for(options.source)  # before a folder is made for it
+    workspace = Workspace(options)
+    plan = Plan(options, workspace.folder)
+    with ray_session(RayOptions(num_cpus=3)):
+        _run_stage(plan.preprocess(), workspace)
+        for stage in plan.after_preprocess():
+            _run_stage(stage, workspace)
+    _summarise(workspace)
 
-    for name, count, seed in (("clips", options.clips, options.seed), ("unseen", 8, options.seed + 1)):
-        if not (folder / name).exists():
-            make_demo_clips(folder / f".{name}", count, seed)
-            (folder / f".{name}").rename(folder / name)
-    return str(folder / "clips")
+
+def _run_stage(stage: Stage, workspace: Workspace) -> None:
+    if stage.name in workspace.stages:
+        print(f"\n== hip {stage.name}: done before, in {workspace.stages[stage.name]:.1f} s", flush=True)
+        return
+    print(f"\n== hip {stage.verb} {shlex.join(stage.arguments)}", flush=True)
+    started = time.perf_counter()
+    code = importlib.import_module(f"jobs.{stage.verb}").main(list(stage.arguments))
+    if code:
+        error = HipError(f"the demo stopped at hip {stage.verb}; run the same command again to go on from there")
+        error.exit_code = code
+        raise error
+    workspace.finish(stage.name, time.perf_counter() - started)
 
 
-def _stages(options: DemoOptions, folder: Path, source: str) -> list[tuple[str, list[str]]]:
-    """Each stage's verb and arguments."""
-    data = [f"shards={folder}/tokens", f"storage={folder}/runs"]
-    training = ["batch.global_size=16", "duration.epochs=null", "optim.learning_rate=0.002"]
-    training += [f"seed={options.seed}", "figures.every_steps=0"]
-    own = options.source is not None
-    tolerance = ["max_failed_fraction=0.5"] if own else []
-    model = f"{folder}/with-head" if not own else "demo"
-    evaluation = [*data, "model=demo"]
-    probe = [("evaluate", [*evaluation, "task=linear_probe", f"export={folder}/with-head"])]
-    return [
-        ("preprocess", [f"source={source}", f"shards={folder}/tokens", "tokens=demo", *tolerance]),
-        (
-            "pretrain",
-            [
-                *data,
-                *training,
-                "model=hip_micro",
-                "run.name=demo",
-                "scale=local_two",
-                f"duration.steps={options.steps}",
-                f"checkpoint.every_steps={max(1, options.steps // 2)}",
-                "validation.every_steps=0",
-                "metrics.every_steps=25",
-            ],
-        ),
-        (
-            "tune",
-            [
-                *data,
-                *training,
-                "model=hip_nano",
-                "search=small",
-                "search.name=demo-search",
-                f"search.trials={options.trials}",
-                f"duration.steps={max(8, options.steps // 3)}",
-                "metrics.every_steps=4",
-            ],
-        ),
-        ("evaluate", [*evaluation, "task=reconstruction", "mask.ratios=[0.85]"]),
-        *([] if own else probe),
-        ("register", [f"run={model}", "name=hip-demo", f"storage={folder}/runs"]),
-        (
-            "predict",
-            [
-                "model=models:/hip-demo@candidate",
-                f"input={source if own else folder / 'unseen'}",
-                f"output={folder}/predictions",
-                f"storage={folder}/runs",
-                "workers=0",
-                f"kind={'embeddings' if own else 'labels'}",
-            ],
-        ),
-    ]
+def _summarise(workspace: Workspace) -> None:
+    folder: Path = workspace.folder
+    findings = gather(folder)
+    mlflow_command = f"mlflow ui --host 127.0.0.1 --backend-store-uri sqlite:///{folder}/runs/mlflow.db"
+    page = write_report(folder, workspace.stages, findings, mlflow_command)
+    print(f"\n== done in {sum(workspace.stages.values()):.0f} s")
+    for name, seconds in workspace.stages.items():
+        print(f"{name:<24}{seconds:6.1f} s  {findings.sentences.get(name, '')}")
+    print(f"report: {page}")
+    print(f"runs:   {mlflow_command}")
 
 
 main = verb("demo", DemoOptions, run)

@@ -13,7 +13,9 @@ from pyarrow import fs
 from pipeline.errors import InfrastructureError, UserError
 
 _SECRET_IN_URI = re.compile(
-    r"(?<=//)[^/@\s]+@|(?<=[?&])(?:access_key|secret_key|session_token|sig|token)=[^&\s]+", re.IGNORECASE
+    r"(?<=//)[^/\s]+@"
+    r"|(?<=[?&])(?:access_key|secret_key|session_token|sig|token|x-amz-(?:signature|credential|security-token))=[^&\s]+",
+    re.IGNORECASE,
 )
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 

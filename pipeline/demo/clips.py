@@ -98,11 +98,11 @@ def _write_file(path: Path, kind: str, scene: _Scene, size_pixels: int, clip_sec
 def _draw_scene(seed: int, kind: DemoClass) -> _Scene:
     random = np.random.default_rng(seed)
     colour = np.clip(np.array(kind.colour) + random.normal(0, 12, 3), 0, 255)
-    background = random.uniform(20, 90, 3)
+    background = random.uniform(15, 45) + random.uniform(-5, 5, 3)  # dark and nearly grey: the shape carries the colour
     return _Scene(
         kind=kind,
         start=(float(random.uniform()), float(random.uniform())),
-        radius=float(random.uniform(0.14, 0.22)),
+        radius=float(random.uniform(0.2, 0.28)),
         colour=(float(colour[0]), float(colour[1]), float(colour[2])),
         background=(float(background[0]), float(background[1]), float(background[2])),
         tone_hertz=kind.tone_hertz * float(random.uniform(0.96, 1.04)),

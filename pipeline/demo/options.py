@@ -13,7 +13,7 @@ class DemoOptions:
 
     folder: str = "hip-demo"  # everything is written below this folder
     source: str | None = None  # your own media; null: clips made here
-    clips: int = 36  # clips made
+    clips: int = 48  # clips made
     steps: int = 150  # pretraining steps
     trials: int = 4  # trials of the search
     restart: bool = False  # throw the earlier demonstration in this folder away
@@ -23,3 +23,5 @@ class DemoOptions:
         for key, least in (("clips", 8), ("steps", 4), ("trials", 1)):
             if getattr(self, key) < least:
                 raise UserError(f"{key}={getattr(self, key)}: at least {least}")
+        if not self.folder.strip():
+            raise UserError("folder is empty; give a path, like folder=hip-demo")

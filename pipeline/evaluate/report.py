@@ -97,9 +97,6 @@ def write_report(
 def render_html(title: str, subject: Mapping[str, Any], findings: Findings) -> str:
     """The whole page; every string that came from data is escaped, pictures are inline."""
     parts = [
-        "<!doctype html><html lang='en'><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
-        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
         _notes(findings.notes),
         "<h2>Metrics</h2>",
         html_table(
@@ -113,8 +110,18 @@ def render_html(title: str, subject: Mapping[str, Any], findings: Findings) -> s
     for table in findings.tables:
         parts += [f"<h2>{escape(table.title)}</h2>", html_table(table.columns, table.rows)]
     parts += [html_figure(picture) for picture in findings.pictures]
-    parts += ["<h2>What was evaluated</h2>", html_table(("", ""), list(subject.items())), "</html>"]
-    return "\n".join(parts)
+    parts += ["<h2>What was evaluated</h2>", html_table(("", ""), list(subject.items()))]
+    return html_page(title, parts)
+
+
+def html_page(title: str, parts: Sequence[str]) -> str:
+    """The parts of a page, already HTML, under a title and one style."""
+    head = (
+        "<!doctype html><html lang='en'><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+        f"<title>{escape(title)}</title><style>{_STYLE}</style><h1>{escape(title)}</h1>",
+    )
+    return "\n".join([*head, *parts, "</html>"])
 
 
 def html_table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 from pathlib import Path
 
 import pytest
 
 from jobs.__main__ import VERBS, main
+from jobs.cli import guarded
 from pipeline.config import compose_config, load_options
 from pipeline.errors import UserError
 from pipeline.evaluate.options import EvaluateOptions
@@ -76,3 +78,11 @@ def test_a_required_key_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None
 def test_an_unknown_verb_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretran"]) == 2
     assert "'pretrain'" in capsys.readouterr().err
+
+
+def test_a_refused_write_is_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    def fill_the_disk() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/tokens/train-00000.arrow")
+
+    assert guarded(fill_the_disk) == 5
+    assert "no space left while writing /data/tokens/train-00000.arrow" in capsys.readouterr().err
