@@ -10,7 +10,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@./deploy/install.sh $(VENV)
 
 demo: setup
-	@echo "hip demo: about 6 minutes on 2 cores"
+	@echo "hip demo: about 4 minutes on 2 cores, 4 GiB of memory"
 	@PATH="$(abspath $(VENV))/bin:$$PATH" hip demo
 
 lint: setup

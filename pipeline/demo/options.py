@@ -13,8 +13,8 @@ class DemoOptions:
 
     folder: str = "hip-demo"  # everything is written below this folder
     source: str | None = None  # your own media; null: clips made here
-    clips: int = 48  # clips made
-    steps: int = 150  # pretraining steps
+    clips: int = 96  # clips made
+    steps: int = 300  # pretraining steps
     trials: int = 4  # trials of the search
     restart: bool = False  # throw the earlier demonstration in this folder away
     seed: int = 0

@@ -85,7 +85,7 @@ class Plan:
         return (
             f"shards={self.shards}",
             f"storage={self.runs}",
-            "batch.global_size=16",
+            "batch.global_size=8",
             "duration.epochs=null",
             "optim.learning_rate=0.003",
             f"seed={self.options.seed}",
