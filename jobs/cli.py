@@ -45,6 +45,9 @@ def guarded(action: Callable[[], None]) -> int:
         return _explain(error, error.exit_code)
     except (ConfigError, InputError) as error:
         return _explain(error, 2)
+    except BrokenPipeError:  # whoever read our output, such as head, has gone; the exit must not print to it either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REFUSED_WRITES:
             known = explain_os_error(error, str(error.filename or "a file"))

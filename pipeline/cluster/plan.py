@@ -25,6 +25,7 @@ from pipeline.cluster.constants import (
     Device,
 )
 from pipeline.errors import UserError
+from pipeline.preprocess.estimate import PreprocessEstimate, estimate_preprocessing
 from pipeline.preprocess.recipe import TokenRecipe
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.schema import ModalitySpec
@@ -41,7 +42,8 @@ class PlanSettings:
     """The cluster and the dataset to plan for, where they do not exist yet."""
 
     device: str = "h200"  # what a worker trains on: h200 | h100 | a100 | cpu_core
-    examples: int | None = None  # training examples; none: those of the dataset
+    examples: int | None = None  # training examples; none: those of the dataset or of plan.source
+    source: str | None = None  # media that hip preprocess will read: some of its files are decoded here to measure
     source_height: int = 256  # lines of the source videos: 256 | 720 | 1080
     decode_cores: int = 64  # processor cores for hip preprocess
     workers_per_node: int = 8  # share one node's disk or network
@@ -111,7 +113,8 @@ def make_plan(options: PlanOptions) -> RunPlan:
     """
     check_options(options)
     specs, manifest = _data(options)
-    examples = options.plan.examples or (manifest.num_examples(TRAIN) if manifest is not None else 0)
+    media = _measured_media(options)
+    examples = _examples(options, manifest, media)
     if examples < 1:
         raise UserError(f"{options.shards} has no training examples yet; give plan.examples=2000000")
     modalities = [spec.to_modality() for spec in specs]
@@ -131,7 +134,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
     hours = steps * max(compute, read) / 3600
     price = options.plan.usd_per_device_hour
     price = device.usd_per_hour.value if price is None else price
-    decode_hours = _decode_core_hours(options, specs, examples)
+    decode_hours = _decode_core_hours(options, specs, examples, media)
     return RunPlan(
         model=options.model.name,
         parameters=cost.parameters,
@@ -245,8 +248,28 @@ def _row_bytes(spec: ModalitySpec) -> int:
     return spec.num_tokens * spec.num_channels * np.dtype(spec.dtype).itemsize
 
 
-def _decode_core_hours(options: PlanOptions, specs: Sequence[ModalitySpec], examples: int) -> float:
-    """Only sound and moving pictures take time worth counting; longer clips take longer in proportion."""
+def _measured_media(options: PlanOptions) -> PreprocessEstimate | None:
+    if options.plan.source is None:
+        return None
+    if options.tokens is None:
+        raise UserError("plan.source needs the recipe that hip preprocess will use, like tokens=audioset")
+    return estimate_preprocessing(options.plan.source, options.tokens)
+
+
+def _examples(options: PlanOptions, manifest: Manifest | None, media: PreprocessEstimate | None) -> int:
+    if options.plan.examples:
+        return options.plan.examples
+    if media is not None:
+        return media.examples
+    return manifest.num_examples(TRAIN) if manifest is not None else 0
+
+
+def _decode_core_hours(
+    options: PlanOptions, specs: Sequence[ModalitySpec], examples: int, media: PreprocessEstimate | None
+) -> float:
+    """Measured, or from the table: there only sound and moving pictures count, longer clips in proportion."""
+    if media is not None:
+        return media.core_seconds / 3600 * examples / media.examples
     if not any(spec.name in ("video", "audio") for spec in specs):
         return 0.0
     seconds = options.tokens.clip_seconds if options.tokens is not None else DECODED_CLIP_SECONDS.value

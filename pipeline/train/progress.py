@@ -104,6 +104,7 @@ class _Mailbox:
     def __init__(self) -> None:
         self._letters: deque[tuple[Any, ...]] = deque(maxlen=_KEPT_LETTERS)
         self._run_id: tuple[bool, str | None] = (False, None)
+        self._outcome: Any = None
 
     def put(self, letter: tuple[Any, ...]) -> None:
         self._letters.append(letter)
@@ -118,6 +119,12 @@ class _Mailbox:
 
     def run_id(self) -> tuple[bool, str | None]:
         return self._run_id
+
+    def tell_outcome(self, outcome: Any) -> None:
+        self._outcome = outcome
+
+    def outcome(self) -> Any:
+        return self._outcome
 
 
 def tracked_run_id(mailbox: Any) -> str | None:

@@ -25,8 +25,8 @@ logger = logging.getLogger(__name__)
 _STARTS_TO_TRY = 60
 
 
-def run_with_ray(job: Job, tracker: Tracker) -> None:
-    """Start the workers, show what they say, and return when they have ended.
+def run_with_ray(job: Job, tracker: Tracker) -> Outcome | None:
+    """Start the workers, show what they say, and return how they ended; none if they did not say.
 
     Raises:
         UserError: the cluster is too small.
@@ -53,11 +53,13 @@ def run_with_ray(job: Job, tracker: Tracker) -> None:
             while thread.is_alive():  # in pieces, so that signals are handled
                 thread.join(0.2)
                 news.poll()
-        if failures and Outcome.read(job.run_folder, job.record.attempts) is None:
+            outcome = Outcome.read(job.run_folder, job.record.attempts, job.mailbox)
+        if failures and outcome is None:
             raise InfrastructureError(
                 f"training stopped after {job.options.scale.max_failures} restarts: {_last_lines(failures[0])}; "
                 + resume_hint(job.record)
             ) from failures[0]
+        return outcome
 
 
 def _last_lines(error: BaseException) -> str:

@@ -83,8 +83,7 @@ def run_pretraining(
     remove_stop(planned.run_folder)
     job = Job(options, planned.run_folder, record, report if options.scale.workers else None)
     try:
-        _run(job, report, tracker)
-        outcome = Outcome.read(planned.run_folder, record.attempts)
+        outcome = _run(job, report, tracker)
         if outcome is None:
             raise InfrastructureError(f"the workers of {record.name} ended without saying how; {resume_hint(record)}")
         return _close(job, outcome, tracker)
@@ -160,15 +159,14 @@ def _open_tracker(options: PretrainOptions, record: RunRecord, run_folder: str, 
     )
 
 
-def _run(job: Job, report: Report | None, tracker: Tracker) -> None:
+def _run(job: Job, report: Report | None, tracker: Tracker) -> Outcome | None:
     stop = threading.Event()
     with stop_on_signals(job.run_folder, stop):
         if job.options.scale.workers == 0:
             # Known before a worker opens it: two openings of a key at once would make two runs.
             job.record.tracking_run_id = tracker.run_id or job.record.tracking_run_id
-            run_in_process(job, stop, report)
-        else:
-            run_with_ray(job, tracker)
+            return run_in_process(job, stop, report)
+        return run_with_ray(job, tracker)
 
 
 def _close(job: Job, outcome: Outcome, tracker: Tracker) -> PretrainResult:

@@ -36,7 +36,7 @@ _STATUS = {Interrupted: INTERRUPTED, TrainingDiverged: DIVERGED}
 
 def train_worker(job: Job) -> None:
     """The train function of Ray's workers; the process group exists already."""
-    if Outcome.read(job.run_folder, job.record.attempts) is not None:
+    if Outcome.read(job.run_folder, job.record.attempts, job.mailbox) is not None:
         return  # a restart after an error that another try would not mend
     options = job.options
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
@@ -55,8 +55,8 @@ def train_worker(job: Job) -> None:
         stop.close()
 
 
-def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | None) -> None:
-    """Train, and leave the outcome in the run folder.
+def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | None) -> Outcome:
+    """Train; leave the outcome for the driver, and return it.
 
     Raises:
         HipError: the run ended badly for a reason that only this worker has (others wait for it); the outcome says so.
@@ -85,12 +85,13 @@ def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | 
             logger.exception("rank %d failed", rank)
             if trainer is not None:
                 trainer.checkpoints.join(_LAST_SAVE_SECONDS)  # the other workers' threads still answer
-            Outcome(FAILED, attempt, str(known), type(known).__name__).write(job.run_folder)
+            Outcome(FAILED, attempt, str(known), type(known).__name__).leave(job.run_folder, job.mailbox)
             tracker.finish("FAILED")
             raise known from error
         if rank == 0:
-            outcome.write(job.run_folder)
+            outcome.leave(job.run_folder, job.mailbox)
             tracker.finish({FINISHED: "FINISHED", INTERRUPTED: "KILLED"}.get(outcome.status, "FAILED"))
+        return outcome
 
 
 def _as_ours(error: Exception, options: PretrainOptions) -> HipError | None:
@@ -151,10 +152,10 @@ def own_process_group(options: PretrainOptions) -> Iterator[None]:
         distributed.destroy_process_group()
 
 
-def run_in_process(job: Job, stop: threading.Event, report: Report | None) -> None:
+def run_in_process(job: Job, stop: threading.Event, report: Report | None) -> Outcome:
     """Train in this process, alone."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.options.scale.gpus_per_worker else "cpu")
     torch.set_num_threads(job.options.scale.threads_per_worker)
     device = torch.device("cuda" if job.options.scale.gpus_per_worker else "cpu")
     with own_process_group(job.options):
-        run_worker(job, device, stop, report)
+        return run_worker(job, device, stop, report)
