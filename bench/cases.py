@@ -71,6 +71,15 @@ class Case:
         """Masked autoencoding at the paper's ratio: 15 % of the tokens in, 85 % answered, the draw included."""
         self.autoencoder(self.inputs, torch.arange(self.batch) + self.turn).loss.backward()
 
+    def checkpointed(self) -> None:
+        """As ``masked``, with the inside of every block computed again in the backward pass."""
+        config = self.model.config
+        self.model.config = config.replace(activation_checkpointing="blocks")
+        try:
+            self.masked()
+        finally:
+            self.model.config = config
+
     def naive(self) -> None:
         """As ``full`` through the naive twin."""
         from hip_model.kernels.naive import naive_forward

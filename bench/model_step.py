@@ -4,6 +4,7 @@
 
 Every model and size runs in a process of its own, at batch 1 and one thread unless told otherwise; its modes take turns
 with fresh random inputs. ``full``: all tokens in and out; ``masked``: 15 % in, 85 % out; both are forward + backward.
+``--modes masked checkpointed``: what activation checkpointing costs and saves.
 The naive twin runs beside them where it is affordable, and their outputs must agree. Over the sizes of a model, time
 and memory are fitted with ``a + b * tokens``. One result file per model.
 """
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from bench.cases import SIZES, Case, build_case, label, matrix_rate, tokens_of
 from bench.harness import HIGHER, NEITHER, Report, Row, arguments_parser, in_fresh_process, peak_memory, time_in_turns
@@ -33,6 +35,8 @@ def measure(name: str, size: str, repeats: int, threads: int, batch: int, modes:
     torch.set_num_threads(threads)
     case = build_case(name, size, batch)
     is_hip = name.startswith("hip")
+    if "checkpointed" in modes:  # what torch loads for its first recomputation is no memory of the model
+        checkpoint(torch.sin, torch.ones(1, requires_grad=True), use_reentrant=False).backward()
     memory = {}
     for mode in modes:
         if mode not in ("forward", "naive"):
@@ -64,7 +68,12 @@ def training_flops(case: Case) -> dict[str, int]:
 
     full = model_cost(case.model.config, case.modalities)
     masked = model_cost(case.model.config, case.modalities, mask=MaskConfig())
-    per_example = {"forward": full.forward_flops, "full": full.training_flops, "masked": masked.training_flops}
+    per_example = {
+        "forward": full.forward_flops,
+        "full": full.training_flops,
+        "masked": masked.training_flops,
+        "checkpointed": masked.training_flops,  # what it computes twice is no work of the model
+    }
     return {mode: flops * case.batch for mode, flops in per_example.items()}
 
 
@@ -100,10 +109,10 @@ def rows_of(name: str, size: str, found: dict[str, Any]) -> list[Row]:
         if mode in found["cpu"]:
             share = tuple(100 * flops / seconds / found["rate"] for seconds in found["cpu"][mode])
             rows.append(Row(case, f"{mode}, FLOP utilisation", "%", share, HIGHER))
-    for other in ("masked", "naive"):
-        if other in found["cpu"] and "full" in found["cpu"]:
-            ratio = tuple(a / b for a, b in zip(found["cpu"][other], found["cpu"]["full"], strict=True))
-            rows.append(Row(case, f"{other} ÷ full, CPU", "×", ratio, NEITHER if other == "naive" else "lower"))
+    for other, base in (("masked", "full"), ("naive", "full"), ("checkpointed", "masked")):
+        if other in found["cpu"] and base in found["cpu"]:
+            ratio = tuple(a / b for a, b in zip(found["cpu"][other], found["cpu"][base], strict=True))
+            rows.append(Row(case, f"{other} ÷ {base}, CPU", "×", ratio, NEITHER if other == "naive" else "lower"))
     rows += [Row(case, f"forward share of {part}", "%", (share,), NEITHER) for part, share in found["shares"].items()]
     return rows
 

@@ -76,6 +76,8 @@ def _start_here(options: RayOptions, attempts: int = 2) -> str:
     """A Ray of our own, tried twice: on a busy machine its processes may miss the half minute that it gives them."""
     import ray
 
+    # Nobody takes this machine away by notice; the process that would wait for it needs seconds of CPU at every start.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     # A folder of its own, short: socket paths end at 107 bytes, and a stale address file there misleads ray.init.
     folder = tempfile.mkdtemp(prefix="r", dir="/tmp")
     try:
