@@ -3,6 +3,7 @@
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -111,13 +112,9 @@ def test_a_full_disk_stops_the_run_cleanly_and_with_space_it_goes_on(
     filler = small_disk / "filler"
 
     def fill() -> None:
-        with filler.open("wb") as stream:
-            try:
-                while True:
-                    stream.write(bytes(4096))
-                    stream.flush()
-            except OSError:
-                return
+        with filler.open("wb", buffering=0) as stream, suppress(OSError):
+            while True:
+                stream.write(bytes(4096))
 
     once_at_step(small_disk / "full", 5, fill)
     with pytest.raises(InfrastructureError, match=r"[Nn]o space left"):

@@ -28,8 +28,8 @@ def test_restart_throws_the_earlier_one_away(tmp_path: Path) -> None:
 
 
 def test_other_options_are_named(tmp_path: Path) -> None:
-    Workspace(DemoOptions(folder=str(tmp_path / "demo")))
-    with pytest.raises(UserError, match=r"steps=20 \(was 150\).*restart=true"):
+    Workspace(DemoOptions(folder=str(tmp_path / "demo"), steps=30))
+    with pytest.raises(UserError, match=r"steps=20 \(was 30\).*restart=true"):
         Workspace(DemoOptions(folder=str(tmp_path / "demo"), steps=20))
 
 
