@@ -105,7 +105,8 @@ class Guard(Hook):
             f"training diverged at step {fact.step}: {self.options.consecutive_bad_steps} bad steps in a row, after "
             f"{self.rollbacks} roll-backs; last bad steps: {steps}; loss {fact.loss:.4g}, learning rate "
             f"{fact.learning_rate:.3g}. Lower optim.learning_rate (or optim.base_learning_rate), clip harder "
-            f"(engine.gradient_clip), use engine.precision=fp32, or look at the examples named in trainer_state.json (hooks.guards.events)"
+            "(engine.gradient_clip), use engine.precision=fp32, or look at the examples named in trainer_state.json "
+            "(hooks.guards.events)"
         )
 
     def state(self) -> dict[str, Any]:
