@@ -20,6 +20,7 @@ os.environ.update(
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "15",
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process more at every start, as in pipeline.ray_session
         "DS_ACCELERATOR": "cpu",
         "OMP_NUM_THREADS": "1",
     }
