@@ -1,7 +1,12 @@
-"""A process with a Ray cluster of its own on this machine: two nodes for one worker each, one of which is lost."""
+"""A process with a Ray cluster of its own on this machine: two nodes for one worker each, one of which is lost.
 
+``kill``: without a word. ``drain``: as a cloud does it, with a notice and a deadline.
+"""
+
+import logging
 import os
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,11 +23,20 @@ def raylet_of(node: Any) -> psutil.Process:
     return psutil.Process(info.process.pid)
 
 
-def main(folder: Path) -> None:
-    """Train as ``options.pickle`` says and kill one node's raylet at step 5."""
+def drain(node: Any) -> None:
+    """Tell Ray that the node will be taken away in a quarter of a minute."""
+    command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", node.gcs_address]
+    command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    command += ["--reason-message", "spot instance", "--deadline-remaining-seconds", "15"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+def main(folder: Path, way: str) -> None:
+    """Train as ``options.pickle`` says and lose one node soon after the start."""
     import ray
     from ray.cluster_utils import Cluster
 
+    logging.basicConfig(level=logging.INFO)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     options = pickle.loads((folder / "options.pickle").read_bytes())
     small = {"object_store_memory": 100 * 2**20}
@@ -32,14 +46,14 @@ def main(folder: Path) -> None:
     place = Path(options.storage) / options.run.name
 
     def lose_a_node() -> None:
-        raylet_of(nodes[1]).kill()
+        raylet_of(nodes[1]).kill() if way == "kill" else drain(nodes[1])
         (folder / "lost").touch()
 
-    once_at_step(place, 5, lose_a_node)
+    once_at_step(place, 5 if way == "kill" else 0, lose_a_node)
     run_pretraining(options)
     ray.shutdown()
     cluster.shutdown()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,7 +1,9 @@
 """Training with processes that die, hang or vanish with their node; each held against the undisturbed loss curve."""
 
+import os
 import pickle
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -11,12 +13,19 @@ from pathlib import Path
 
 import pytest
 from training_data import write_dataset
-from training_runs import STEPS, kill_at_steps, losses_of, once_at_step, untracked, workers_of_this_test
+from training_runs import STEPS, kill_at_steps, losses_of, newest_step, once_at_step, untracked, workers_of_this_test
 from two_ranks import run_on_two_ranks
 
 from pipeline.errors import InfrastructureError, TrainingDiverged
 from pipeline.train.checkpoint import latest_checkpoint, read_state
-from pipeline.train.options import GuardOptions, OptimOptions, ScaleOptions
+from pipeline.train.options import (
+    CheckpointOptions,
+    DurationOptions,
+    GuardOptions,
+    OptimOptions,
+    PretrainOptions,
+    ScaleOptions,
+)
 from pipeline.train.runner import run_pretraining
 
 pytestmark = pytest.mark.fault
@@ -91,12 +100,41 @@ def test_workers_that_die_again_and_again_end_the_run_with_the_way_to_go_on(fold
 def test_a_lost_node_is_done_without(folder: Path, expected: dict[int, float]) -> None:
     options = untracked(folder, "node")
     options = replace(options, scale=ScaleOptions(workers=2, min_workers=1, cpus_per_worker=1.0, max_failures=8))
-    (folder / "options.pickle").write_bytes(pickle.dumps(options))
-    driver = Path(__file__).with_name("lost_node_driver.py")  # a process of its own: this one may have a cluster
-    done = subprocess.run([sys.executable, str(driver), str(folder)], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert (folder / "lost").exists()
+    run_and_lose_a_node(folder, options, "kill")
     newest = latest_checkpoint(str(folder / "runs" / "node"))
     assert newest is not None
     assert read_state(newest).workers == 1
     assert losses_of(folder, "node") == pytest.approx(expected, rel=1e-5)
+
+
+def test_at_notice_of_a_node_that_will_be_taken_away_the_run_is_saved(folder: Path) -> None:
+    options = untracked(folder, "notice")
+    options = replace(
+        options,
+        duration=DurationOptions(steps=1500),
+        checkpoint=CheckpointOptions(every_steps=10_000, keep_last=10),  # of its own accord it would save at the end
+        scale=ScaleOptions(workers=2, min_workers=1, cpus_per_worker=1.0, max_failures=8),
+    )
+    said = run_and_lose_a_node(folder, options, "drain")
+    [step] = re.findall(r"step (\d+): 1 node\(s\) will be taken away; saved", said)
+    assert 0 < int(step) < 1500
+    resumed = re.findall(r"resumed from .* at step (\d+)", said)
+    assert not resumed or int(resumed[0]) >= int(step)
+    assert newest_step(folder / "runs" / "notice") == 1500
+
+
+def run_and_lose_a_node(folder: Path, options: PretrainOptions, way: str) -> str:
+    """Train on a cluster of two nodes, one of which goes; returns what the driver said."""
+    (folder / "options.pickle").write_bytes(pickle.dumps(options))
+    (folder / "lost").unlink(missing_ok=True)
+    driver = Path(__file__).with_name("lost_node_driver.py")  # a process of its own: this one may have a cluster
+    done = subprocess.run(
+        [sys.executable, str(driver), str(folder), way],
+        env={**os.environ, "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "0.5"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (folder / "lost").exists()
+    return done.stderr
