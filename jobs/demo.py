@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shlex
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 from jobs.cli import verb
@@ -27,18 +28,17 @@ def run(options: DemoOptions) -> None:
     if options.source:
         recipe_for(options.source)  # before a folder is made for it
     workspace = Workspace(options)
-    plan = Plan(options, workspace.folder)
-    with ray_session(RayOptions(num_cpus=3)):
-        _run_stage(plan.preprocess(), workspace)
-        for stage in plan.after_preprocess():
+    with ExitStack() as stack:
+        for stage in Plan(options, workspace.folder).stages():
+            if stage.name in workspace.stages:
+                print(f"\n== hip {stage.name}: done before, in {workspace.stages[stage.name]:.1f} s", flush=True)
+                continue
+            stack.enter_context(ray_session(RayOptions(num_cpus=3)))  # one for all stages, none if all are done
             _run_stage(stage, workspace)
     _summarise(workspace)
 
 
 def _run_stage(stage: Stage, workspace: Workspace) -> None:
-    if stage.name in workspace.stages:
-        print(f"\n== hip {stage.name}: done before, in {workspace.stages[stage.name]:.1f} s", flush=True)
-        return
     print(f"\n== hip {stage.verb} {shlex.join(stage.arguments)}", flush=True)
     started = time.perf_counter()
     code = importlib.import_module(f"jobs.{stage.verb}").main(list(stage.arguments))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -38,14 +39,19 @@ class Plan:
             make_media(options, folder)
             self.source, self.recipe = str(folder / "clips"), "demo_mixed"
 
-    def preprocess(self) -> Stage:
+    def stages(self) -> Iterator[Stage]:
+        """All verbs; those after the first can be told once it has run."""
+        yield self._preprocess()
+        yield from self._after_preprocess()
+
+    def _preprocess(self) -> Stage:
         """Media to shards; a folder of one's own may hold more bad files than a dataset should."""
         data = (f"source={self.source}", f"shards={self.shards}", f"tokens={self.recipe}")
         tolerance = ("max_failed_fraction=0.5",) if self.options.source else ()
         arguments = (*data, "validation_fraction=0.25", *tolerance)
         return Stage("preprocess", arguments, "preprocess")
 
-    def after_preprocess(self) -> list[Stage]:
+    def _after_preprocess(self) -> list[Stage]:
         """Training and what follows."""
         manifest = Manifest.load(self.shards)
         labelled = len(manifest.label_names) > 1 and manifest.num_examples("validation") > 0
