@@ -17,6 +17,7 @@ from deepspeed.utils import (
     safe_set_full_optimizer_state,
 )
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from pipeline.train.engine import MOMENTS, ParameterState, StepResult, count_steps, load_plain_state, plain_named_state
 from pipeline.train.optim import FiniteStep, build_optimizer, empty_moments, parameter_groups, set_learning_rate
@@ -115,14 +116,31 @@ class DeepSpeedEngine:
             return
         for name, parameter in self._trained.items():
             weight = states[name].weight.to(self.device)
-            safe_set_full_fp32_param(parameter, weight)
+            self._overwrite(parameter, weight, None)
             for key in MOMENTS:
-                safe_set_full_optimizer_state(parameter, states[name].moments[key].to(self.device), key)
+                self._overwrite(parameter, states[name].moments[key].to(self.device), key)
             with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=self._stage == 3):
                 if self._stage < 3 or distributed.get_rank() == 0:
                     parameter.data.copy_(weight)
         for state in self._optimizer.state.values():
             state["step"].fill_(optimizer_steps)
+
+    def _overwrite(self, parameter: nn.Parameter, values: Tensor, moment: str | None) -> None:
+        """Set one float32 master weight, or one of its moments, from its whole."""
+        if self._stage < 3 and moment is None:
+            safe_set_full_fp32_param(parameter, values)
+        elif self._stage < 3:
+            safe_set_full_optimizer_state(parameter, values, moment)
+        else:  # DeepSpeed's own functions fail for a size that the number of workers does not divide
+            zero = self._engine.optimizer
+            part, group = zero._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=moment
+            )
+            size, rank = part.numel(), zero._get_param_partition_rank(parameter)
+            whole = pad(values.flatten(), (0, size * self._workers - values.numel()))
+            part.data.copy_(whole[size * rank : size * (rank + 1)])
+            if zero._swappable_optimizer_subgroup(group):
+                zero._optimizer_states_and_gradient_swap_out(group)
 
     @torch.no_grad()
     def whole_module(self) -> nn.Module:

@@ -86,6 +86,8 @@ def runs(folder: Path) -> dict[str, dict[int, float]]:
             validation=ValidationOptions(every_steps=4, examples=5),
             figures=FigureOptions(every_steps=6, examples=2),
         ),
+        "again3_a": make_options(folder, "again3", stage=3, steps=4),
+        "again3_b": make_options(folder, "again3", stage=3),
     }
     return dict(zip(several, run_on_two_ranks(folder / "ranks", list(several.values())), strict=True))
 
@@ -112,6 +114,7 @@ def test_two_workers_compute_what_one_does(folder: Path, runs: dict[str, dict[in
 def test_the_same_workers_resume_bit_for_bit(runs: dict[str, dict[int, float]]) -> None:
     assert min(runs["again_b"]) == 5
     assert {**runs["again_a"], **runs["again_b"]} == runs["zero1"]
+    assert (min(runs["again3_b"]), {**runs["again3_a"], **runs["again3_b"]}) == (5, runs["zero3"])
 
 
 def test_a_run_moves_between_stages_and_numbers_of_workers(folder: Path, runs: dict[str, dict[int, float]]) -> None:
