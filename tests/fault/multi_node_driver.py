@@ -42,7 +42,7 @@ def pretrain_options(folder: Path) -> PretrainOptions:
         scale=ScaleOptions(workers=2, min_workers=1, cpus_per_worker=1.0, placement="SPREAD"),
         checkpoint=CheckpointOptions(every_steps=10),
         validation=ValidationOptions(every_steps=0),
-        metrics=MetricsOptions(every_steps=20),
+        metrics=MetricsOptions(every_steps=1),
         figures=FigureOptions(every_steps=0),
         tracking=TrackingOptions(enabled=False),
     )
@@ -54,7 +54,7 @@ def search(folder: Path) -> None:
 
     from pipeline.tune.search import run_search
 
-    base = options(str(folder / "shards"), str(folder / "runs"))
+    base = options(str(folder / "shards"), str(folder / "runs"), None)
     rates = {"optim.learning_rate": [1e-3, 2e-3, 3e-3, 4e-3]}
     space = replace(base.search, trials=4, max_concurrent=2, max_failures=3, options=rates)
     found = run_search(replace(base, search=space, tracking=TrackingOptions(enabled=False)))
