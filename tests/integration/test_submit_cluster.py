@@ -49,6 +49,7 @@ def pretrain(shared: Path, *settings: str) -> list[str]:
     return ["job=pretrain", f"shards={shared}/tokens", f"storage={shared}/runs", *SMALL, *settings]
 
 
+@pytest.mark.fault
 def test_verbs_run_there(address: str, shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     where = f"address={address}"
     preprocess = ["job=preprocess", where, f"source={shared}/clips", f"shards={shared}/tokens", "tokens=demo"]
@@ -109,7 +110,6 @@ def saved_steps(run_folder: Path) -> int:
     return read_state(checkpoint).step
 
 
-@pytest.mark.fault
 def test_a_failing_verb_ends_submit_with_its_own_exit_code(
     address: str, shared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
