@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,7 @@ from torch.nn.functional import layer_norm
 from hip_model.init import Linear
 from hip_model.kernels.attention import HIDDEN_SCORE, any_key, grouped_attention
 from hip_model.kernels.recompute import recomputed
-
-NORM_EPSILON = 1e-5
+from hip_model.norm import NORM_EPSILON, LayerNorm
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,22 @@ class Keys:
     def recompute(self) -> bool:
         return False
 
+    @property
+    def pixels(self) -> PixelSource | None:
+        return None
+
     def build(self) -> Keys:
         return self
+
+
+class PixelSource(Protocol):
+    """Keys that latents can look at without their being built: see ``hip_model.pixels``."""
+
+    def fits(self, queries: Tensor, norm: nn.LayerNorm) -> bool:
+        """Whether these queries and this norm of the keys can be taken."""
+
+    def attend(self, queries: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor | None]:
+        """Queries over the normed keys, and whether each saw any."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +73,8 @@ class LazyKeys:
     per_group: int
     build: Callable[[], Keys]
     recompute: bool
+    pixels: PixelSource | None = None
+    """The same keys before they are embedded, where one pass over them is possible."""
 
 
 def hidden_scores(empty: Tensor) -> Tensor:
@@ -79,7 +95,7 @@ class MLP(nn.Module):
         return self.output(self.hidden(x), after_squared_relu=True)
 
 
-class QueryNorm(nn.LayerNorm):
+class QueryNorm(LayerNorm):
     """The layer norm of queries, ``x^ * weight + bias``; its two factors can be moved onto the keys.
 
     A normed row ``x^`` sums to zero, so of its ``D`` directions one is free: with ``1`` added to every entry of the
@@ -88,12 +104,12 @@ class QueryNorm(nn.LayerNorm):
     """
 
     def __init__(self, channels: int) -> None:
-        super().__init__(channels, eps=NORM_EPSILON)
+        super().__init__(channels)
 
-    def forward(self, x: Tensor, *, scores: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, scores: Tensor | None = None) -> Tensor:  # type: ignore[override]
         """Queries ``[..., D]`` normed; with ``scores [...]``, ``x`` are keys: those for queries of ``bare``."""
         if scores is None:
-            return super().forward(x)
+            return super().forward(x)  # type: ignore[return-value]
         weighted = x * self.weight
         scores = scores + (x * self.bias).sum(dim=-1)
         return weighted + (scores / x.shape[-1] - weighted.mean(dim=-1)).unsqueeze(-1)
@@ -124,8 +140,8 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.residual = residual
         self.query_norm = QueryNorm(query_channels)
-        self.key_norm = nn.LayerNorm(key_channels, eps=NORM_EPSILON)
-        self.mlp_norm = nn.LayerNorm(query_channels, eps=NORM_EPSILON)
+        self.key_norm = LayerNorm(key_channels)
+        self.mlp_norm = LayerNorm(query_channels)
         self.query = Linear(query_channels, key_channels)
         self.key = Linear(key_channels, key_channels)
         self.value = Linear(key_channels, key_channels)
@@ -141,10 +157,8 @@ class CrossAttention(nn.Module):
         """
         if skip is not None:
             queries = queries + (skip if self.skip is None else self.skip(skip))
-        result = self._attend(queries, keys)
-        if self.residual:
-            result = result + queries
-        return result + self.mlp(self.mlp_norm(result))
+        result, normed = self.mlp_norm(self._attend(queries, keys), queries if self.residual else None, keep_sum=True)
+        return result + self.mlp(normed)
 
     def _attend(self, queries: Tensor, keys: Sequence[Keys | LazyKeys]) -> Tensor:
         """Attention and its output map by the cheapest of three forms that give the same result."""
@@ -196,6 +210,10 @@ class CrossAttention(nn.Module):
 
     def _attend_folded_into_queries(self, projected: Tensor, part: Keys | LazyKeys) -> Tensor:
         """Keys and values are the normed tokens: ``q . W_k y = (q W_k) . y`` and ``sum p W_v y = W_v sum p y``."""
+        if part.pixels is not None and part.pixels.fits(projected, self.key_norm):
+            attended, seen = part.pixels.attend(projected, self.key_norm)
+            result = self.value(attended)
+            return result if seen is None else result * seen.to(result.dtype)
         keys = part.build()
         values = self.key_norm(keys.values)
         result = self.value(grouped_attention(projected, values, values, 1, keys.bias))
@@ -204,16 +222,19 @@ class CrossAttention(nn.Module):
     def _attend_folded_into_keys(self, queries: Tensor, part: Keys | LazyKeys) -> Tensor:
         """Queries are the normed latents or position codes themselves; all four projections act on the (few) keys."""
         keys = part.build()
-        values = self.key_norm(keys.values)
-        folded, scores = self.query(self.key(values), transposed=True)
-        folded = self.query_norm(folded, scores=scores) * self.key.in_features**-0.5
-        answers = self.output(self.value(values))
+        folded, answers = self.fold_into_keys(self.key_norm(keys.values))
         result = grouped_attention(queries, folded, answers, 1, keys.bias, scale=1.0)
         if keys.bias is None:
             return result
         # Zeros before the output map come out as its bias.
         nothing = self.output(answers.new_zeros(1, 1, 1, self.output.in_features))
         return torch.where(any_key(keys.bias), result, nothing.to(result.dtype))
+
+    def fold_into_keys(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Normed keys ``[B, G, n, C]`` to what ``query_norm.bare`` queries meet, and what they then answer with."""
+        folded, scores = self.query(self.key(values), transposed=True)
+        folded = self.query_norm(folded, scores=scores) * self.key.in_features**-0.5
+        return folded, self.output(self.value(values))
 
 
 class SelfAttention(nn.Module):
@@ -223,8 +244,8 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.drop_path = drop_path
-        self.attention_norm = nn.LayerNorm(channels, eps=NORM_EPSILON)
-        self.mlp_norm = nn.LayerNorm(channels, eps=NORM_EPSILON)
+        self.attention_norm = LayerNorm(channels)
+        self.mlp_norm = LayerNorm(channels)
         self.query = Linear(channels, channels)
         self.key = Linear(channels, channels)
         self.value = Linear(channels, channels)
@@ -234,10 +255,10 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[B, G, N, D] -> [B, G, N, D]``."""
-        normed = self.attention_norm(x)
+        x, normed = self.attention_norm(x, keep_sum=True)
         attended = grouped_attention(self.query(normed), self.key(normed), self.value(normed), self.heads)
-        x = x + self._drop(self.output(attended))
-        return x + self._drop(self.mlp(self.mlp_norm(x)))
+        x, normed = self.mlp_norm(x, self._drop(self.output(attended)), keep_sum=True)
+        return x + self._drop(self.mlp(normed))
 
     def _drop(self, branch: Tensor) -> Tensor:
         branch = self.dropout(branch)

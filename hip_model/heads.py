@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hip_model.attention import NORM_EPSILON, CrossAttention, Keys
+from hip_model.attention import CrossAttention, Keys
 from hip_model.errors import ConfigError, InputError
 from hip_model.init import Linear, Table
+from hip_model.norm import LayerNorm
 from hip_model.selection import TokenSelection
 
 
@@ -55,7 +56,7 @@ class AttentiveProbe(nn.Module):
             raise ConfigError(f"heads={heads} does not divide the block's {channels} channels")
         self.query = Table(1, channels)
         self.attention = CrossAttention(channels, channels, heads, widening=1)
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPSILON)
+        self.norm = LayerNorm(channels)
         self.classify = Linear(channels, num_classes)
 
     def forward(self, latents: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class ClassificationHead(nn.Module):
     def __init__(self, channels: int, num_classes: int) -> None:
         super().__init__()
         _check_counts(channels=channels, num_classes=num_classes)
-        self.norm = nn.LayerNorm(channels, eps=NORM_EPSILON)
+        self.norm = LayerNorm(channels)
         self.classify = Linear(channels, num_classes)
 
     def forward(self, latents: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from hip_model.kernels.rows_linear import can_map_rows, rows_linear
 from hip_model.kernels.squared_relu import squared_relu_linear
 
 # Standard deviation of a standard normal restricted to [-2, 2].
@@ -47,6 +48,8 @@ class Linear(nn.Linear):
         if after_squared_relu:
             return squared_relu_linear(x, self.weight, self.bias)
         if not transposed:
+            if self.bias is not None and can_map_rows(x, self.weight):
+                return rows_linear(x, self.weight, self.bias)
             return super().forward(x)
         return x @ self.weight.to(x.dtype), x @ self.bias.to(x.dtype)
 

@@ -17,6 +17,7 @@ from hip_model.grouping import GroupPlan, ModalityGroups
 from hip_model.init import Linear
 from hip_model.kernels.recompute import recomputed
 from hip_model.modality import Modality
+from hip_model.pixels import answer_on_device, pixel_keys
 from hip_model.positions import build_positions
 from hip_model.selection import TokenSelection
 from hip_model.token_runs import GroupRun, by_group, group_runs, raw_runs, run_groups
@@ -90,11 +91,15 @@ class TokenModel(nn.Module):
         for part in self._plan.modalities:
             values = inputs[part.name]
             slots = None if selection is None else selection.visible[part.name]
-            size = run_groups(values.shape[0], part, slots, values.device)
+            pixels = pixel_keys(values, codes[part.name], part, slots, self.embed[part.name], hide, has_empty)
+            # One pass over the pixels keeps none of them: nothing to cut into runs.
+            size = run_groups(values.shape[0], part, slots, values.device) if pixels is None else part.groups
             runs = group_runs(codes[part.name], part, slots, size)
             for run, raw in zip(runs, raw_runs(values, part, size), strict=True):
                 build = partial(run.keys, raw, partial(self.embed_tokens, part.name), hide, has_empty)
-                keys.append(LazyKeys(values.shape[0], run.groups, run.per_group, build, recompute=len(runs) > 1))
+                keys.append(
+                    LazyKeys(values.shape[0], run.groups, run.per_group, build, recompute=len(runs) > 1, pixels=pixels)
+                )
         return keys
 
     def answer_queries(
@@ -109,17 +114,32 @@ class TokenModel(nn.Module):
         for part in self._plan.modalities:
             own = latents[:, part.offset : part.offset + part.groups]
             slots = None if selection is None else selection.queries[part.name]
-            size = run_groups(latents.shape[0], part, slots, latents.device, asking=True)
-            runs = group_runs(codes[part.name], part, slots, size)
-            answer = partial(self._answer, head, self.unembed[part.name])
-            parts = [
-                recomputed(answer, run, source, keep=len(runs) == 1)
-                for run, source in zip(runs, own.split(size, dim=1), strict=True)
-            ]
-            answers = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+            unembed, code = self.unembed[part.name], codes[part.name]
+            answers = answer_on_device(head, unembed, code, part, slots, own)
+            if answers is None:
+                answers = self._answer_in_runs(head, unembed, code, part, slots, own)
             answers = answers.flatten(1, 2)
             result[part.name] = answers[:, : part.num_tokens] if selection is None else answers
         return result
+
+    def _answer_in_runs(
+        self,
+        head: CrossAttention,
+        unembed: nn.Module,
+        code: Tensor,
+        part: ModalityGroups,
+        slots: Tensor | None,
+        latents: Tensor,
+    ) -> Tensor:
+        """One modality's answers ``[B, g, s, C]``, a run of groups at a time."""
+        size = run_groups(latents.shape[0], part, slots, latents.device, asking=True)
+        runs = group_runs(code, part, slots, size)
+        answer = partial(self._answer, head, unembed)
+        parts = [
+            recomputed(answer, run, source, keep=len(runs) == 1)
+            for run, source in zip(runs, latents.split(size, dim=1), strict=True)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
     @staticmethod
     def _answer(head: CrossAttention, unembed: nn.Module, run: GroupRun, latents: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 from jobs.cli import verb
 from pipeline.errors import InfrastructureError, UserError, nearest
 
-SUITES = ("model", "data", "system", "history")
+SUITES = ("model", "data", "system", "gpu", "history")
 ROOT = Path(__file__).parents[1]
 
 
@@ -24,7 +24,7 @@ class BenchOptions:
     """
 
     suite: str = "model"
-    """model, data or system; history compares the newest results with the ones before them."""
+    """model, data, system or gpu; history compares the newest results with the ones before them."""
     only: str | None = None
     """One benchmark of the suite by its name, such as ``model_step``; null: all of them."""
     repeats: int | None = None

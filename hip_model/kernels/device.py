@@ -1,0 +1,76 @@
+"""When the device kernels (Triton) stand in for the plain forms."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_is_allowed = True
+
+
+@contextlib.contextmanager
+def plain_kernels() -> Iterator[None]:
+    """Within the block only the plain forms run, on any device: what the device kernels are compared with."""
+    global _is_allowed
+    before, _is_allowed = _is_allowed, False
+    try:
+        yield
+    finally:
+        _is_allowed = before
+
+
+def has_device_kernels(like: Tensor) -> bool:
+    """Whether Triton runs for tensors such as this one: on CUDA, or anywhere under ``TRITON_INTERPRET=1``.
+
+    Graphs that are compiled or exported take the plain forms: those run without this package. ``HIP_PLAIN_KERNELS=1``
+    is the way out for a device on which a kernel fails.
+    """
+    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+        return False
+    if not (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
+        return False
+    return _is_allowed and os.environ.get("HIP_PLAIN_KERNELS") != "1" and _has_triton()
+
+
+def is_whole(*parameters: Tensor | None) -> bool:
+    """Whether these parameters are here: ZeRO-3 leaves size 0 of a weight outside its own module's forward."""
+    return all(parameter is not None and parameter.numel() > 0 for parameter in parameters)
+
+
+def compute_dtype(like: Tensor) -> torch.dtype:
+    """The dtype that matrix products of ``like`` run in, autocast considered."""
+    kind = like.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return like.dtype
+
+
+def shares(programs: int, blocks: int, device: torch.device) -> int:
+    """Into how many shares a group's blocks are cut so that all processors of the device have work."""
+    wanted = 4 * _processors(device)
+    return max(1, min(blocks, -(-wanted // programs)))
+
+
+def programs_for(blocks: int, device: torch.device) -> int:
+    """How many programs to start for that many blocks of rows, each taking several."""
+    return max(1, min(blocks, 4 * _processors(device)))
+
+
+@lru_cache(maxsize=1)
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+@lru_cache(maxsize=16)
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 1
+    properties: Any = torch.cuda.get_device_properties(device)
+    return int(properties.multi_processor_count)
