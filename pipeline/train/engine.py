@@ -18,10 +18,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class StepResult:
-    """Whether the weights moved, and the gradient norm over all workers before clipping (infinite when unknown)."""
+    """Whether the weights moved, and the gradient norm over all workers before clipping (infinite when unknown).
+
+    The norm may be a tensor that the device has yet to compute: reading it would hold up the next step.
+    """
 
     applied: bool
-    gradient_norm: float
+    gradient_norm: float | Tensor
 
 
 @dataclass(frozen=True)

@@ -97,7 +97,7 @@ class DeepSpeedEngine:
         self._engine.step()
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
-        return StepResult(applied, float(norm) if applied and norm is not None else math.inf)
+        return StepResult(applied, norm if applied and norm is not None else math.inf)
 
     def named_state(self, moments: bool = True) -> Iterator[tuple[str, ParameterState]]:
         """Gather one parameter after another."""

@@ -62,8 +62,9 @@ class StepRecord:
     def vector(self) -> Tensor:
         """All that is summed over workers, one flat float64 tensor on the device."""
         empty = torch.zeros(3, device=self.loss.device)
+        norm = torch.as_tensor(self.result.gradient_norm, dtype=torch.float64, device=self.loss.device)
         parts = [self.sums.get(name, empty) for name in self.modalities]
-        return torch.cat([self.loss.reshape(1).double(), *[part.double() for part in parts]])
+        return torch.cat([norm.reshape(1), self.loss.reshape(1).double(), *[part.double() for part in parts]])
 
 
 def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[StepFacts]:
@@ -78,7 +79,7 @@ def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[
 
 
 def _facts(record: StepRecord, numbers: list[float], workers: int) -> StepFacts:
-    wait, seconds, end, interrupt, *sums = numbers
+    wait, seconds, end, interrupt, norm, *sums = numbers
     losses, psnr = {}, {}
     for index, name in enumerate(record.modalities):
         loss, decibels, count = sums[1 + 3 * index : 4 + 3 * index]
@@ -90,7 +91,7 @@ def _facts(record: StepRecord, numbers: list[float], workers: int) -> StepFacts:
         loss=sums[0],
         per_modality_loss=losses,
         psnr=psnr,
-        gradient_norm=record.result.gradient_norm,
+        gradient_norm=norm / workers,  # all workers know the same
         applied=record.result.applied,
         learning_rate=record.learning_rate,
         seconds=seconds / workers,
