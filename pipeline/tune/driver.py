@@ -175,10 +175,9 @@ def build_scheduler(prepared: PreparedSearch) -> TrialScheduler:
         )
     if search.scheduler == "pbt":
         mutations = {
-            key: list(domain.values) if isinstance(domain, Choice) else tune.loguniform(domain.low, domain.high)
-            if domain.log else tune.uniform(domain.low, domain.high)
+            key: list(domain.values) if isinstance(domain, Choice) else domain.mutation()
             for key, domain in prepared.space.domains.items()
-        }  # fmt: skip
+        }
         return PopulationBasedTraining(
             time_attr="step",
             perturbation_interval=grace,

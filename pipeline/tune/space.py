@@ -68,6 +68,15 @@ class Range:
         """The setting for what Optuna drew."""
         return int(drawn) if self.is_whole else float(drawn)
 
+    def mutation(self) -> Any:
+        """As Ray's population-based training draws from it: whole numbers stay whole."""
+        from ray import tune
+
+        if self.is_whole:
+            draw = tune.lograndint if self.log else tune.randint
+            return draw(int(self.low), int(self.high) + 1)
+        return (tune.loguniform if self.log else tune.uniform)(self.low, self.high)
+
     def grid(self) -> list[Any]:
         """Draws of a complete grid.
 
@@ -203,6 +212,12 @@ def _domain(key: str, entry: Any) -> Any:
         raise UserError(f"{key}: a range has no {unknown[0]!r}; {nearest(unknown[0], known)}")
     if not {"low", "high"} <= set(entry):
         raise UserError(f"{key}: a range needs low and high, got {', '.join(entry) or 'nothing'}")
+    for part in ("low", "high", "step"):
+        value = entry.get(part)
+        if (value is not None or part != "step") and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{key}: {part}={value!r} is no number")
+    if entry.get("step") is not None and not entry["step"] > 0:
+        raise UserError(f"{key}: step={entry['step']} must be above 0")
     found = Range(entry["low"], entry["high"], bool(entry.get("log", False)), entry.get("step"))
     if not found.low <= found.high or (found.log and found.low <= 0) or (found.log and found.step):
         raise UserError(f"{key}: low={found.low} to high={found.high} (log={found.log}, step={found.step}) is no range")

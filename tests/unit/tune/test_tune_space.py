@@ -77,6 +77,9 @@ def test_a_continuous_range_in_a_grid_is_named() -> None:
         ({"dials": {"depth": {"low": 1}}}, "needs low and high"),
         ({"dials": {"depth": {"low": 1, "high": 3, "lg": True}}}, "'lg'"),
         ({"dials": {"decoder_width": {"low": 1.0, "high": 0.5}}}, "no range"),
+        ({"dials": {"depth": {"low": "a", "high": 2}}}, r"depth: low='a' is no number"),
+        ({"dials": {"depth": {"low": 1, "high": 3, "step": -1}}}, r"depth: step=-1 must be above 0"),
+        ({"dials": {"depth": {"low": 1, "high": 3, "step": 0}}}, r"depth: step=0 must be above 0"),
         ({"options": {"optim.learning_rat": [1.0]}}, "did you mean 'learning_rate'"),
         ({"options": {"mask.ratio": {"low": 0.5, "high": 1.5}}}, r"mask.ratio=1.5 is out of range"),
         ({"options": {"optim": [1]}}, "is a group"),
@@ -125,3 +128,9 @@ def test_a_search_takes_every_key_of_pretraining() -> None:
     options = TuneOptions(**{**BASE.__dict__, "batch": BatchOptions(8), "search": SearchOptions(dials={"depth": [1]})})
     assert options.batch.global_size == 8
     assert replace(options, seed=3).seed == 3
+
+
+def test_population_based_training_draws_whole_numbers_from_a_whole_range() -> None:
+    drawn = {Range(2, 4).mutation().sample() for _ in range(60)}
+    assert drawn == {2, 3, 4}
+    assert all(isinstance(Range(0.5, 1.0, log=log).mutation().sample(), float) for log in (True, False))
