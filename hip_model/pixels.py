@@ -15,14 +15,13 @@ from hip_model.kernels.attention import HIDDEN_SCORE
 from hip_model.kernels.device import compute_dtype, has_device_kernels, is_whole
 from hip_model.kernels.pixel_answers import MOST_KEYS, HeadWeights, answer_pixels
 from hip_model.kernels.pixel_keys import (
-    MOST_CHANNELS,
     MOST_QUERIES,
     WIDTHS,
     PixelWeights,
     attend_pixels,
     with_padding,
 )
-from hip_model.kernels.token_slots import TokenSlots
+from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 from hip_model.norm import NORM_EPSILON
 
 
@@ -76,7 +75,7 @@ def pixel_keys(
 ) -> PixelKeys | None:
     """A modality's tokens for the kernels, ``code [G, l, E]``; None where the plain form has to do."""
     parameters = dict(embed.named_parameters())
-    fits = code.shape[-1] in WIDTHS and raw.shape[-1] <= MOST_CHANNELS and is_whole(*parameters.values())
+    fits = code.shape[-1] in WIDTHS and raw.shape[-1] <= WIDE_CHANNELS and is_whole(*parameters.values())
     if not (fits and len(parameters) == 2 and _has_kernels(code)):
         return None
     where = _token_slots(groups, slots, raw.shape[0])
@@ -106,7 +105,7 @@ def answer_on_device(
     if not (fits and _has_kernels(code) and is_whole(*weights) and latents.shape[1] == code.shape[0]):
         return None
     hidden, unembedding = weights[2], weights[6]
-    if hidden.shape != (width, width) or unembedding.shape[0] > MOST_CHANNELS:
+    if hidden.shape != (width, width) or unembedding.shape[0] > WIDE_CHANNELS:
         return None
     kind = compute_dtype(code)
     keys, answers = head.fold_into_keys(head.key_norm(latents))

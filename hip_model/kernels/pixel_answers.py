@@ -12,11 +12,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import layer_norm, linear
 
 from hip_model.kernels.device import shares
-from hip_model.kernels.token_slots import TokenSlots
+from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 
 MOST_KEYS = 128
-WIDE_CHANNELS = 16
-"""Channels are padded to this, and at most this many are taken."""
 # The fastest on an H200 of all three kernels (bench/results/gpu_kernels_h200.json).
 _BLOCK_TOKENS, _WARPS = 64, 4
 
@@ -83,7 +81,7 @@ class _AnswerPixels(torch.autograd.Function):
         count = shares(programs, -(-where.per_group // _BLOCK_TOKENS), code.device)
         result = code.new_empty(where.batch, where.groups, where.per_group, weights[-1].shape[0])
         answer_kernel[(programs, count)](
-            code, _slots(where, code), keys, answers, *weights, result, *_sizes(where, keys),
+            code, where.argument(code), keys, answers, *weights, result, *_sizes(where, keys),
             **_constants(where, keys, epsilon), **_channels(weights), block_tokens=_BLOCK_TOKENS, num_warps=_WARPS,
         )  # fmt: skip
         ctx.save_for_backward(code, keys, answers, *weights)
@@ -118,7 +116,7 @@ def _mlp_backward(
     to_attended = code.new_empty(where.batch, where.groups, where.per_group, width)
     to_parameters = torch.empty(count * programs, rows, width, dtype=torch.float32, device=code.device)
     answer_mlp_backward_kernel[(programs, count)](
-        code, _slots(where, code), keys, answers, *weights[:-1], gradient.contiguous(), to_attended, to_parameters,
+        code, where.argument(code), keys, answers, *weights[:-1], gradient.contiguous(), to_attended, to_parameters,
         where.batch, *_sizes(where, keys), **_constants(where, keys, epsilon), **_channels(weights),
         block_tokens=_BLOCK_TOKENS, num_warps=_WARPS,
     )  # fmt: skip
@@ -136,7 +134,7 @@ def _attention_backward(
     to_keys, to_answers = torch.empty(2, count, *keys.shape, dtype=torch.float32, device=code.device)
     to_tokens = torch.empty_like(to_attended)
     answer_attention_backward_kernel[(programs, count)](
-        code, _slots(where, code), keys, answers, to_attended, to_keys, to_answers, to_tokens, where.batch,
+        code, where.argument(code), keys, answers, to_attended, to_keys, to_answers, to_tokens, where.batch,
         *_sizes(where, keys), **_constants(where, keys, epsilon), block_tokens=_BLOCK_TOKENS, num_warps=_WARPS,
     )  # fmt: skip
     of_keys, of_answers = (part.sum(0) if count > 1 else part[0] for part in (to_keys, to_answers))
@@ -149,10 +147,6 @@ def _split(summed: Tensor, width: int, weights: list[Tensor]) -> list[Tensor]:
     hidden, output, unembed, ends = summed.split([width, width, WIDE_CHANNELS, 5])
     found = (ends[0], ends[1], hidden, ends[2], output, ends[3], unembed[:channels], ends[4, :channels])
     return [part.to(weight.dtype) for part, weight in zip(found, weights, strict=True)]
-
-
-def _slots(where: TokenSlots, otherwise: Tensor) -> Tensor:
-    return otherwise if where.slots is None else where.slots
 
 
 def _sizes(where: TokenSlots, keys: Tensor) -> tuple[int, ...]:

@@ -13,10 +13,10 @@ from torch.nn.functional import layer_norm, linear
 
 from hip_model.kernels.attention import HIDDEN_SCORE
 from hip_model.kernels.device import shares
-from hip_model.kernels.token_slots import TokenSlots
+from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 
 WIDTHS = (16, 32)
-MOST_CHANNELS, MOST_QUERIES = 16, 128
+MOST_QUERIES = 128
 # Tokens of a block and warps of a program by width: the fastest on an H200 (bench/results/gpu_kernels_h200.json).
 _FORWARD = {16: (64, 4), 32: (128, 4)}
 _BACKWARD = {16: (64, 4), 32: (32, 4)}
@@ -90,7 +90,7 @@ class _AttendPixels(torch.autograd.Function):
         answers = torch.empty(count, *shape, dtype=torch.float32, device=raw.device)
         log_sums = torch.empty(count, *shape[:3], dtype=torch.float32, device=raw.device)
         attend_kernel[(programs, count)](
-            raw, code, _slots(where, raw), *parts, queries, answers, log_sums, scale, *_sizes(where, queries),
+            raw, code, where.argument(raw), *parts, queries, answers, log_sums, scale, *_sizes(where, queries),
             **_constants(where, queries, raw, epsilon), block_tokens=block_tokens, num_warps=warps,
         )  # fmt: skip
         total = log_sums[0] if count == 1 else log_sums.logsumexp(dim=0)
@@ -118,7 +118,7 @@ class _AttendPixels(torch.autograd.Function):
         to_tokens = code.new_empty(where.batch, where.groups, where.per_group, width)
         to_parameters = torch.empty(count * programs, rows, width, dtype=torch.float32, device=raw.device)
         attend_backward_kernel[(programs, count)](
-            raw, code, _slots(where, raw), *parts, queries, log_sums, gradient.contiguous(), along, to_queries,
+            raw, code, where.argument(raw), *parts, queries, log_sums, gradient.contiguous(), along, to_queries,
             to_tokens, to_parameters, scale, *_sizes(where, queries), **constants, block_tokens=block_tokens,
             num_warps=warps,
         )  # fmt: skip
@@ -129,10 +129,6 @@ class _AttendPixels(torch.autograd.Function):
         of_queries = of_queries.sum(0, keepdim=True) if queries.shape[0] == 1 else of_queries
         of_parts = (found.to(part.dtype) for found, part in zip(to_embed, parts, strict=True))
         return of_queries.to(queries.dtype), None, where.sum_over_examples(to_tokens), *of_parts, None, None, None
-
-
-def _slots(where: TokenSlots, otherwise: Tensor) -> Tensor:
-    return otherwise if where.slots is None else where.slots
 
 
 def _sizes(where: TokenSlots, queries: Tensor) -> tuple[int, ...]:
@@ -147,7 +143,7 @@ def _constants(where: TokenSlots, queries: Tensor, raw: Tensor, epsilon: float) 
         "epsilon": epsilon,
         "has_slots": where.slots is not None,
         "channels": raw.shape[-1],
-        "wide_channels": MOST_CHANNELS,
+        "wide_channels": WIDE_CHANNELS,
         "width": queries.shape[-1],
         "wide_queries": max(16, 2 ** math.ceil(math.log2(queries.shape[2]))),
     }

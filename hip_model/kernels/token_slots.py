@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+WIDE_CHANNELS = 16
+"""Channels are padded to this, and at most this many are taken."""
 _BLOCK_TOKENS = 64
 
 
@@ -26,6 +28,10 @@ class TokenSlots:
     @property
     def per_group(self) -> int:
         return self.group_tokens if self.slots is None else self.slots.shape[2]
+
+    def argument(self, otherwise: Tensor) -> Tensor:
+        """What a kernel is given for the slots; something it never reads where there are none."""
+        return otherwise if self.slots is None else self.slots
 
     @property
     def strides(self) -> tuple[int, int]:
