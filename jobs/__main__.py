@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
+from jobs.broken_pipe import leave_quietly
 from pipeline.errors import nearest
 
 VERBS = {
@@ -30,7 +31,10 @@ def main(argv: list[str] | None = None) -> int:
     """Run one verb; returns its exit code."""
     arguments = sys.argv[1:] if argv is None else argv
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_usage())
+        try:
+            print(_usage(), flush=True)
+        except BrokenPipeError:
+            return leave_quietly()
         return 0 if arguments else 2
     name, rest = arguments[0], arguments[1:]
     if name not in VERBS:

@@ -13,6 +13,7 @@ from typing import TypeVar
 import yaml
 
 from hip_model.errors import ConfigError, InputError
+from jobs.broken_pipe import leave_quietly
 from pipeline.config import compose_config, load_options
 from pipeline.config.build import known_keys
 from pipeline.errors import HipError, UserError
@@ -38,6 +39,7 @@ def guarded(action: Callable[[], None]) -> int:
     """Run ``action``; a failure becomes one message and its exit code (``HIP_DEBUG=1``: with traceback)."""
     try:
         action()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)
         return 130
@@ -45,9 +47,8 @@ def guarded(action: Callable[[], None]) -> int:
         return _explain(error, error.exit_code)
     except (ConfigError, InputError) as error:
         return _explain(error, 2)
-    except BrokenPipeError:  # whoever read our output, such as head, has gone; the exit must not print to it either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    except BrokenPipeError:
+        return leave_quietly()
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _REFUSED_WRITES:
             known = explain_os_error(error, str(error.filename or "a file"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,16 @@ def test_a_refused_write_is_one_message(capsys: pytest.CaptureFixture[str]) -> N
 
     assert guarded(fill_the_disk) == 5
     assert "no space left while writing /data/tokens/train-00000.arrow" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"]])
+def test_a_reader_that_has_gone_is_no_fault(arguments: list[str]) -> None:
+    """``hip --help | head -1`` prints no traceback, also where the output waits in a buffer until the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jobs", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    assert "BrokenPipe" not in process.stderr.read()
+    assert process.wait(timeout=60) == 1
