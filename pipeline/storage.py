@@ -12,7 +12,13 @@ from pyarrow import fs
 
 from pipeline.errors import InfrastructureError, UserError
 
+# A secret may hold a slash that nobody escaped; what looks like a port and a path is none.
 _SECRET_IN_URI = re.compile(
+    r"(?<=//)(?:[^/\s]+@|[^/\s:@]+:(?!\d{1,5}/)[^\s@]*@)"
+    r"|(?<=[?&])(?:sig|[\w.-]*(?:secret|passw|token|signature|credential|access_?key)[\w.-]*)=[^&\s]+",
+    re.IGNORECASE,
+)
+_URI = re.compile(
     r"(?<=//)[^/\s]+@"
     r"|(?<=[?&])(?:access_key|secret_key|session_token|sig|token|x-amz-(?:signature|credential|security-token))=[^&\s]+",
     re.IGNORECASE,
