@@ -1,4 +1,4 @@
-"""Layer norm of rows, with the addition before it and the gradient past it in the same pass; naive twin: ``plain``."""
+"""Layer norm of rows, with the sum before it and the gradient past it in one pass; twin: ``layer_norm(x + plus)``."""
 
 from __future__ import annotations
 
