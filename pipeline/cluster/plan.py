@@ -218,7 +218,7 @@ def _compute_seconds(
             raise UserError("plan.measure=true needs the dataset's shards; without them leave it false")
         from pipeline.tune.timing import measure_step
 
-        return measure_step(config, options, manifest)
+        return measure_step((config, options), manifest)
     seconds = 0.0
     for part in cost.parts.values():
         moved = TRAFFIC_PER_SAVED_BYTE.value * part.saved_elements * value_bytes

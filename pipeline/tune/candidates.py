@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
@@ -22,6 +23,8 @@ from pipeline.tune.space import Space, dials_of, with_option
 GIB = 2**30
 UNITS = {"parameters": "parameters", "flops": "training FLOPs a sample", "step_time": "seconds a step"}
 
+# How often a geometry is measured on the way to a time.
+_TIMED_SOLUTIONS = 8
 # Seconds of one training step of a config, measured where trials will run.
 StepTimer = Callable[[ModelConfig, PretrainOptions], float]
 
@@ -93,8 +96,8 @@ class CandidateFactory:
         self._space = space
         self._modalities = list(modalities)
         self._step_timer = step_timer
+        self._base = base_config(options)
         try:
-            self._base = model_config(options.model.name).replace(**options.model.overrides)
             model_cost(self._base, self._modalities)
         except ConfigError as error:
             raise UserError(f"model={options.model.name}: {error}") from error
@@ -176,28 +179,36 @@ class CandidateFactory:
         return self._solve_time(dials, options)
 
     def _solve_time(self, dials: GeometryDials, options: PretrainOptions) -> SolvedGeometry:
-        """Time is nearly proportional to FLOPs: solve for FLOPs, measure, correct, a few times."""
+        """Time grows with FLOPs, if not in proportion: solve for FLOPs, measure, aim again from what was measured."""
         assert self.target is not None
         tolerance = self._options.search.budget_tolerance
 
         def flops(config: HiPConfig) -> float:
             return float(model_cost(config, self._modalities, mask=mask_of(options)).training_flops)
 
-        best = SolvedGeometry(dials, dials.build(), self._cost(dials.build(), options))
-        aim = flops(best.config)
-        latest = best
-        for _ in range(6):
+        def measured(dials: GeometryDials, config: HiPConfig) -> SolvedGeometry:
+            return SolvedGeometry(dials, config, self._cost(config, options))
+
+        best = measured(dials, dials.build())
+        tried = {flops(best.config): best.cost}
+        for _ in range(_TIMED_SOLUTIONS):
             if best.error(self.target) <= tolerance:
                 return best
-            aim *= self.target / latest.cost
-            solved = solve_budget(dials, aim, flops, tolerance, UNITS["flops"])
-            latest = SolvedGeometry(solved.dials, solved.config, self._cost(solved.config, options))
-            best = min(best, latest, key=lambda found: found.error(self.target or 1.0))
+            try:
+                solved = solve_budget(dials, _aim(tried, self.target), flops, tolerance / 3, UNITS["flops"])
+            except BudgetError as error:
+                solved = error.nearest
+            if solved.cost in tried:  # there is no width in between
+                break
+            found = measured(solved.dials, solved.config)
+            tried[solved.cost] = found.cost
+            best = min(best, found, key=lambda known: known.error(self.target or 1.0))
         if best.error(self.target) <= tolerance:
             return best
-        raise ConfigError(
+        raise BudgetError(
             f"no geometry of these dials takes {self.target:.4g} seconds a step within {tolerance:.1%}; "
-            f"the nearest takes {best.cost:.4g}"
+            f"the nearest takes {best.cost:.4g}",
+            best,
         )
 
     def _costs(self, config: ModelConfig, options: PretrainOptions, solved: float | None) -> Costs:
@@ -214,6 +225,18 @@ class CandidateFactory:
         needed = candidate.costs.memory_bytes / GIB
         reason = f"needs about {needed:.3g} GiB a worker, search.memory_gib={limit:g}; lower batch.per_worker_size"
         return replace(candidate, rejected=reason)
+
+
+def base_config(options: PretrainOptions) -> ModelConfig:
+    """The model that sets the budget.
+
+    Raises:
+        UserError: there is no such model, or an override it does not have.
+    """
+    try:
+        return model_config(options.model.name).replace(**options.model.overrides)
+    except ConfigError as error:
+        raise UserError(f"model={options.model.name}: {error}") from error
 
 
 def training_options(options: PretrainOptions, candidate: Candidate) -> PretrainOptions:
@@ -246,6 +269,21 @@ def mask_of(options: PretrainOptions) -> MaskConfig:
 def plain_pretrain_options(options: PretrainOptions) -> PretrainOptions:
     """The part of a search's options that ``hip pretrain`` knows."""
     return PretrainOptions(**{field.name: getattr(options, field.name) for field in fields(PretrainOptions)})
+
+
+def _aim(tried: Mapping[float, float], target: float) -> float:
+    """FLOPs that should take ``target`` seconds, from FLOPs and seconds tried: a power law through the nearest two."""
+    points = sorted((math.log(flops), math.log(seconds)) for flops, seconds in tried.items())
+    near = sorted(points, key=lambda point: abs(point[1] - math.log(target)))[:2]
+    below = [point for point in points if point[1] <= math.log(target)]
+    above = [point for point in points if point[1] > math.log(target)]
+    if below and above:
+        near = [max(below, key=lambda point: point[1]), min(above, key=lambda point: point[1])]
+    power = 1.0
+    if len(near) == 2 and near[0][0] != near[1][0]:
+        power = (near[1][1] - near[0][1]) / (near[1][0] - near[0][0])
+    # Noise can make the power tiny or negative; steps as large as those would leave everything known.
+    return math.exp(near[0][0] + (math.log(target) - near[0][1]) / min(max(power, 0.2), 2.0))
 
 
 def _short(value: Any) -> str:

@@ -22,7 +22,7 @@ from pipeline.tune.candidates import (
     UNITS,
     Candidate,
     CandidateFactory,
-    StepTimer,
+    base_config,
     plain_pretrain_options,
     training_options,
 )
@@ -30,12 +30,13 @@ from pipeline.tune.metrics import check_metric
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.sampling import new_study
 from pipeline.tune.space import Space, build_space
-from pipeline.tune.timing import timer_in_process
+from pipeline.tune.timing import StepComparer, StepTimer, can_measure_here, compare_steps
 
 SEARCH = "search.json"
 _DRY_RUN_CANDIDATES = 8
 # So many candidates may be rejected before a search counts as impossible.
 _REACHABLE_DRAWS = 24
+_TIMED_DRAWS = 4  # each of which takes up to nine measurements
 # Keys that say where and how much, not what is compared: they may change between the starts of one search.
 _MAY_CHANGE = (
     "resume", "dry_run", "tracking", "ray", "scale", "storage", "shards", "metrics", "figures", "run", "ingest",
@@ -58,9 +59,11 @@ class PreparedSearch:
     def modalities(self) -> tuple[Modality, ...]:
         return tuple(modalities_of(self.manifest))
 
-    def factory(self, step_timer: StepTimer | None = None) -> CandidateFactory:
-        """What turns draws into candidates. Measures the budget's model where the budget is a time."""
-        return CandidateFactory(self.options, self.space, self.modalities, step_timer)
+    def factory(self, compare: StepComparer = compare_steps) -> CandidateFactory:
+        """What turns draws into candidates; where the budget is a time, ``compare`` measures steps."""
+        plain = plain_pretrain_options(self.options)
+        timer = StepTimer((base_config(self.options), plain), self.manifest, compare)
+        return CandidateFactory(self.options, self.space, self.modalities, timer)
 
     def total_steps(self, candidate: Candidate) -> int:
         """Optimizer steps of a candidate that trains to its end."""
@@ -105,7 +108,7 @@ class PreparedSearch:
     def preview(self) -> str:
         """The plan in words, with some candidates drawn as the search would."""
         search = self.options.search
-        factory = self.factory(timer_in_process(self.manifest))
+        factory = self.factory()
         lines = [f"search     {self.name} in {self.folder}", f"space      {', '.join(self.space.domains) or 'fixed'}"]
         if factory.target is not None:
             lines.append(
@@ -125,10 +128,11 @@ class PreparedSearch:
         Raises:
             UserError: none can, naming the nearest budget or the reasons.
         """
-        if self.options.search.budget == "step_time":
-            return  # only the workers can measure
+        is_timed = self.options.search.budget == "step_time"
+        if is_timed and not can_measure_here(self.options):
+            return  # only the workers can measure: they will say the same of the first candidates
         factory, reasons = self.factory(), []
-        for index, drawn in enumerate(self._draws(_REACHABLE_DRAWS)):
+        for index, drawn in enumerate(self._draws(_TIMED_DRAWS if is_timed else _REACHABLE_DRAWS)):
             candidate = factory.make(index, drawn)
             if candidate.rejected is None:
                 return

@@ -79,9 +79,9 @@ def _run_trials(prepared: PreparedSearch, result: SearchResult) -> tuple[SearchR
     with ray_session(prepared.options.ray):
         from pipeline.tune.driver import drive
         from pipeline.tune.searcher import CandidateLog
-        from pipeline.tune.timing import timer_on_workers
+        from pipeline.tune.timing import compare_on_a_worker
 
-        factory = prepared.factory(timer_on_workers(prepared.manifest))
+        factory = prepared.factory(compare_on_a_worker)
         grid = drive(prepared, factory, result.tracking_run_id)
         log = CandidateLog(prepared.folder)
         left = 0 if log.is_used_up else max(0, prepared.options.search.trials - len(log.accepted))

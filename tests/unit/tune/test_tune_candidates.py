@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from training_data import write_dataset
 
 from hip_model.accounting import count_parameters, model_cost
@@ -101,6 +103,10 @@ def test_what_does_not_fit_is_rejected_with_its_reason() -> None:
     [
         ({"budget_target": 10.0}, "no candidate of 24 drawn .* the nearest costs .*: give search.budget_target="),
         ({"budget": "parameters", "budget_target": 1e15}, "the nearest costs .*: give search.budget_target="),
+        (
+            {"budget": "step_time", "budget_target": 1e-7},
+            r"no candidate of 4 drawn .* to 1e-07 seconds a step; the near",
+        ),
         ({"algorithm": "grid", "memory_gib": 1e-6}, "all of 12 candidates drawn are rejected: needs about"),
     ],
 )
@@ -136,6 +142,30 @@ def test_time_budgets_are_solved_by_measuring() -> None:
     assert candidate.costs is not None
     assert candidate.costs.step_seconds == pytest.approx(made.target, rel=0.03)
     assert len(asked) <= 8
+
+
+@settings(max_examples=25, deadline=None)
+@given(fixed=st.floats(0.0, 0.05), power=st.floats(0.3, 1.3), factor=st.floats(0.3, 3.0), draw=st.integers(0, 2))
+def test_a_time_is_met_however_it_grows_with_flops(fixed: float, power: float, factor: float, draw: int) -> None:
+    def seconds(config: HiPConfig, trained: object) -> float:
+        return fixed + 0.01 * (model_cost(config, IMAGE).training_flops / 1e7) ** power
+
+    target = seconds(model_config("hip_nano"), None) * factor
+    made = factory(options(budget="step_time", budget_target=target), step_timer=seconds)
+    candidate = made.make(0, {"dials.depth": 0, "dials.first_latents": draw, "dials.core_layers": 0})
+    if candidate.rejected is None:
+        assert candidate.costs is not None
+        assert candidate.costs.step_seconds == pytest.approx(target, rel=0.03)
+    else:  # only where the widths there are leave a gap, or the smallest takes longer
+        assert "the nearest takes" in candidate.rejected
+        assert target < fixed * 1.3 or factor < 1
+
+
+def test_what_no_geometry_takes_is_told_in_seconds() -> None:
+    made = factory(options(budget="step_time", budget_target=1.0), step_timer=lambda config, trained: 2.0)
+    candidate = made.make(0, {"dials.depth": 1, "dials.first_latents": 2, "dials.core_layers": 1})
+    assert candidate.rejected == "no geometry of these dials takes 1 seconds a step within 3.0%; the nearest takes 2"
+    assert made.nearest_cost == 2.0
 
 
 def test_an_unknown_model_is_refused() -> None:
