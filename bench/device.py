@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hip_model.kernels.device import recorded_launches
+
 # A timed stretch is long enough that the events' own cost and the clock's steps do not show.
 _STRETCH_SECONDS = 0.25
 
@@ -40,13 +42,13 @@ class GraphedStep:
     def __init__(self, step: Callable[[], Tensor]) -> None:
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(stream), recorded_launches():
             for _ in range(3):
                 step()
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
         self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph), recorded_launches():
             self.loss = step()
 
     def __call__(self) -> Tensor:

@@ -63,7 +63,7 @@ def postgres() -> Iterator[str]:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 break
             time.sleep(0.2)
-        yield f"postgresql://hip:{word}@127.0.0.1:{port}/postgres"
+        yield f"postgresql+psycopg://hip:{word}@127.0.0.1:{port}/postgres"
     finally:
         process.kill()
         process.wait()

@@ -7,6 +7,7 @@ import logging
 import socket
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -119,6 +120,8 @@ def s3_behind_proxy(behaviour: Behaviour) -> Iterator[tuple[str, str]]:
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=free_port(), verbose=False)
     server.start()
     _, port = server.get_host_and_port()
+    # Its servers of one process share what they hold: forget the last test's.
+    urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/moto-api/reset", method="POST")).close()
     proxy = ThreadingHTTPServer(("127.0.0.1", 0), _handler(behaviour, port))
     proxy.daemon_threads = True
     thread = threading.Thread(target=proxy.serve_forever, daemon=True)

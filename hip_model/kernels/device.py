@@ -12,7 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# Values in a tensor below which launching a Triton kernel from Python takes longer than what the kernel saves.
+LAUNCH_VALUES = 2**22
+
 _is_allowed = True
+_launches_are_recorded = False
 
 
 @contextlib.contextmanager
@@ -37,6 +41,22 @@ def has_device_kernels(like: Tensor) -> bool:
     if not (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
         return False
     return _is_allowed and os.environ.get("HIP_PLAIN_KERNELS") != "1" and _has_triton()
+
+
+@contextlib.contextmanager
+def recorded_launches() -> Iterator[None]:
+    """Within the block no kernel is too small: a CUDA graph replays launches at no cost to the host."""
+    global _launches_are_recorded
+    before, _launches_are_recorded = _launches_are_recorded, True
+    try:
+        yield
+    finally:
+        _launches_are_recorded = before
+
+
+def pays_its_launch(x: Tensor) -> bool:
+    """Whether a device kernel over the rows of ``x`` is worth its launch (in Triton's interpreter: always)."""
+    return has_device_kernels(x) and (_launches_are_recorded or not x.is_cuda or x.numel() >= LAUNCH_VALUES)
 
 
 def is_whole(*parameters: Tensor | None) -> bool:

@@ -12,7 +12,7 @@ from pyarrow import fs
 from pipeline.storage import is_local, join, local_path, resolve
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints
 from pipeline.train.options import PretrainOptions
-from pipeline.train.resume import RunRecord, options_to_dict
+from pipeline.train.resume import RunRecord, defining, options_to_dict
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +37,9 @@ def continue_under(own: str, options: PretrainOptions) -> None:
 
     It keeps its name and its tracked run.
     """
-    record = RunRecord.read(own)
-    if record is not None:
-        record.options = options_to_dict(options)
+    record, values = RunRecord.read(own), options_to_dict(options)
+    if record is not None and defining(record.options) != defining(values):
+        record.options = values
         record.write(own)
 
 

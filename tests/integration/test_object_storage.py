@@ -29,6 +29,7 @@ from pipeline.train.options import (
     PretrainOptions,
     RunOptions,
     ScaleOptions,
+    ScheduleOptions,
     ValidationOptions,
 )
 from pipeline.train.runner import run_pretraining
@@ -75,6 +76,7 @@ def options(shards: str, storage: str, steps: int) -> PretrainOptions:
         model=ModelOptions("hip_nano"),
         batch=BatchOptions(8),
         duration=DurationOptions(steps=steps),
+        schedule=ScheduleOptions(kind="constant", warmup_share=0.0),  # the same whatever the number of steps
         engine=EngineOptions(kind="torch", precision="fp32"),
         scale=ScaleOptions(workers=0),
         checkpoint=CheckpointOptions(every_steps=4, keep_last=9),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from torch.nn.functional import layer_norm, linear
 
 from hip_model import MaskedAutoencoder, Modality, build_model
 from hip_model.autoencoder import LossConfig
-from hip_model.kernels.device import plain_kernels
+from hip_model.kernels.device import plain_kernels, recorded_launches
 from hip_model.kernels.pixel_answers import HeadWeights, answer_pixels, naive_answer_pixels
 from hip_model.kernels.pixel_keys import PixelWeights, attend_pixels, naive_attend_pixels
 from hip_model.kernels.row_norm import norm_rows
@@ -36,6 +36,12 @@ pytestmark = pytest.mark.skipif(
 )
 # The interpreter computes in float32; a GPU in what training uses.
 DTYPE, TOLERANCE = (torch.bfloat16, 3e-2) if CUDA else (torch.float32, 1e-4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _none_is_too_small() -> Iterator[None]:
+    with recorded_launches():
+        yield
 
 
 def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
