@@ -5,7 +5,10 @@
 A case is ``model:size:batch``. ``full``: all tokens in and out; ``masked``: 15 % in, 85 % answered, the draw included.
 Inputs are raw bytes in device memory, another batch every step, normalised there. Weights are bfloat16 with float32
 master weights and moments, as DeepSpeed keeps them. ``graph``: the whole step as one CUDA graph, replayed; ``plain``: a
-graph of the step without this package's device kernels. The executions of a case take turns.
+graph of the step without this package's device kernels. ``eager``: launched one by one; ``eager_plain``: none of the
+device kernels; ``eager_layers``: those of single layers too. ``recorded``: forward and backward replayed as
+``engine.cuda_graphs`` does, the optimizer one by one (masked only); its gradients must be those of ``eager_layers``.
+The executions of a case take turns.
 """
 
 from __future__ import annotations
@@ -23,10 +26,12 @@ from bench.device import GraphedStep, MasterAdamW, device_rates, profile_table, 
 from bench.harness import HIGHER, NEITHER, Report, Row, arguments_parser
 from hip_model import MaskedAutoencoder, Normalisation, build_model
 from hip_model.accounting import model_cost
-from hip_model.kernels.device import plain_kernels
+from hip_model.kernels.device import plain_kernels, recorded_launches
 from hip_model.masking import MaskConfig
+from hip_model.recorded_steps import record_steps
 
 INPUT_SETS = 4
+EXECUTIONS = ("eager", "graph", "plain", "eager_plain", "eager_layers", "recorded")
 _NORMALISATION = {1: Normalisation((0.0,), (8000.0,), raw_dtype="int16"), 3: Normalisation((127.0,) * 3, (64.0,) * 3)}
 
 
@@ -42,9 +47,11 @@ class GpuCase:
         with torch.no_grad():
             for parameter in self.model.unembed.parameters():
                 parameter.normal_(std=0.1)
-        self.model.bfloat16()
+        self.model.bfloat16().cuda()  # Fourier features are made on CPU wherever the model is
         norms = {m.name: _NORMALISATION[m.num_channels] for m in self.modalities}
         self.autoencoder = MaskedAutoencoder(self.model, normalisation=norms)
+        self.recorded = MaskedAutoencoder(self.model, normalisation=norms)
+        record_steps(self.recorded)
         self.optimizer = MasterAdamW(list(self.model.parameters()))
         self.sets = [self._random_inputs(turn) for turn in range(INPUT_SETS)]
         self.inputs = {name: value.clone() for name, value in self.sets[0].items()}
@@ -59,7 +66,7 @@ class GpuCase:
 
     def step(self, mode: str) -> Callable[[], Tensor]:
         """One optimizer step of a mode; returns its loss."""
-        loss_of = {"full": self._full, "masked": self._masked}[mode]
+        loss_of = {"full": self._full, "masked": self._masked, "recorded": self._recorded}[mode]
 
         def run() -> Tensor:
             loss = loss_of()
@@ -79,6 +86,29 @@ class GpuCase:
         loss: Tensor = self.autoencoder(self.inputs, self.seeds).loss
         return loss
 
+    def _recorded(self) -> Tensor:
+        self.seeds.add_(self.batch)
+        loss: Tensor = self.recorded(self.inputs, self.seeds).loss
+        return loss
+
+    def recorded_difference(self) -> float:
+        """Largest difference of a replayed step's gradients to those of the same step launched one by one, relative."""
+        largest = 0.0
+        for _ in range(2):  # the recorded batch, and another
+            self.renew()
+            self.seeds.add_(self.batch)
+            self.recorded(self.inputs, self.seeds).loss.backward()
+            found = [p.grad for p in self.model.parameters()]
+            self.model.zero_grad(set_to_none=True)
+            with recorded_launches():
+                self.autoencoder(self.inputs, self.seeds).loss.backward()
+            for gradient, parameter in zip(found, self.model.parameters(), strict=True):
+                if gradient is not None and parameter.grad is not None:
+                    scale = parameter.grad.float().norm().clamp_min(1e-12)
+                    largest = max(largest, float((gradient.float() - parameter.grad.float()).norm() / scale))
+            self.model.zero_grad(set_to_none=True)
+        return largest
+
     def _random_inputs(self, turn: int) -> dict[str, Tensor]:
         generator = torch.Generator("cuda").manual_seed(turn)
         made = {}
@@ -89,12 +119,30 @@ class GpuCase:
         return made
 
 
+def within(context: Callable[[], contextlib.AbstractContextManager[None]], step: Callable[[], Tensor]) -> Any:
+    """The step inside of that context."""
+
+    def run() -> Tensor:
+        with context():
+            return step()
+
+    return run
+
+
 def measure(report: Report, name: str, size: str, batch: int, mode: str, executions: list[str], repeats: int) -> None:
     """Time one case in one mode by all executions in turns, and add its rows."""
     case = GpuCase(name, size, batch)
+    where = f"{name} {label(size)} {mode}, batch {batch}"
     steps: dict[str, Callable[[], Any]] = {}
     if "eager" in executions:
         steps["eager"] = case.step(mode)
+    if "eager_plain" in executions:
+        steps["eager_plain"] = within(plain_kernels, case.step(mode))
+    if "eager_layers" in executions:
+        steps["eager_layers"] = within(recorded_launches, case.step(mode))
+    if "recorded" in executions and mode == "masked":
+        report.add(Row(where, "recorded gradients' largest difference", "", (case.recorded_difference(),), NEITHER))
+        steps["recorded"] = case.step("recorded")
     if "graph" in executions:
         steps["graph"] = GraphedStep(case.step(mode))
     if "plain" in executions:
@@ -104,7 +152,6 @@ def measure(report: Report, name: str, size: str, batch: int, mode: str, executi
     times = time_device(steps, case.renew, repeats)
     cost = model_cost(case.model.config, case.modalities, mask=MaskConfig() if mode == "masked" else None)
     rate = device_rates()["matrix"]
-    where = f"{name} {label(size)} {mode}, batch {batch}"
     for execution, seconds in times.items():
         speeds = tuple(batch / value for value in seconds)
         report.add(Row(where, f"examples/s, {execution}", "1/s", speeds, HIGHER))
@@ -122,7 +169,7 @@ def main() -> None:
     parser = arguments_parser(__doc__)
     parser.add_argument("--cases", nargs="+", default=["hip_16:224:64", "hip_256:224:64"])
     parser.add_argument("--modes", nargs="+", default=["full", "masked"], choices=["full", "masked"])
-    parser.add_argument("--execution", nargs="+", default=["graph"], choices=["eager", "graph", "plain"])
+    parser.add_argument("--execution", nargs="+", default=["graph"], choices=EXECUTIONS)
     parser.add_argument("--profile", action="store_true", help="print each case's kernels by time instead")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():

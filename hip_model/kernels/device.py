@@ -12,9 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Values in a tensor below which launching a Triton kernel from Python takes longer than what the kernel saves.
-LAUNCH_VALUES = 2**22
-
 _is_allowed = True
 _launches_are_recorded = False
 
@@ -45,7 +42,7 @@ def has_device_kernels(like: Tensor) -> bool:
 
 @contextlib.contextmanager
 def recorded_launches() -> Iterator[None]:
-    """Within the block no kernel is too small: a CUDA graph replays launches at no cost to the host."""
+    """Around the recording of a CUDA graph, and the steps before it: the kernels of single layers are used too."""
     global _launches_are_recorded
     before, _launches_are_recorded = _launches_are_recorded, True
     try:
@@ -54,9 +51,13 @@ def recorded_launches() -> Iterator[None]:
         _launches_are_recorded = before
 
 
-def pays_its_launch(x: Tensor) -> bool:
-    """Whether a device kernel over the rows of ``x`` is worth its launch (in Triton's interpreter: always)."""
-    return has_device_kernels(x) and (_launches_are_recorded or not x.is_cuda or x.numel() >= LAUNCH_VALUES)
+def has_layer_kernels(like: Tensor) -> bool:
+    """Whether the device kernels of single layers (norms, activations, bias sums) run for tensors such as this one.
+
+    There are hundreds in a step, and a launch of Triton's costs the host more than such a kernel saves the device, at
+    any batch that was measured (docs/performance.md, "On a GPU"): only where launches are recorded, or interpreted.
+    """
+    return has_device_kernels(like) and (_launches_are_recorded or not like.is_cuda)
 
 
 def is_whole(*parameters: Tensor | None) -> bool:

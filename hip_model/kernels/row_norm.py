@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from hip_model.kernels.device import compute_dtype, is_whole, pays_its_launch, programs_for
+from hip_model.kernels.device import compute_dtype, has_layer_kernels, is_whole, programs_for
 
 _BLOCK_VALUES = 4096
 WIDEST = 4096
@@ -17,7 +17,7 @@ WIDEST = 4096
 
 def can_norm_rows(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """Whether the kernel takes these rows."""
-    if not pays_its_launch(x) or x.shape[-1] > WIDEST:
+    if not has_layer_kernels(x) or x.shape[-1] > WIDEST:
         return False
     return x.dtype == weight.dtype == compute_dtype(x) and is_whole(weight, bias)
 

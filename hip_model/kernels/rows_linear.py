@@ -10,14 +10,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from hip_model.kernels.device import compute_dtype, pays_its_launch, programs_for
+from hip_model.kernels.device import compute_dtype, has_layer_kernels, programs_for
 
 _BLOCK_VALUES = 4096
 
 
 def can_map_rows(x: Tensor, weight: Tensor) -> bool:
     """Whether ``rows_linear`` takes these: one dtype, no autocast, on a device that has the kernels."""
-    return pays_its_launch(x) and x.dtype == weight.dtype == compute_dtype(x) and x.dim() > 1
+    return has_layer_kernels(x) and x.dtype == weight.dtype == compute_dtype(x) and x.dim() > 1
 
 
 def rows_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

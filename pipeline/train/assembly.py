@@ -11,6 +11,7 @@ import torch
 import torch.distributed as distributed
 
 from hip_model.autoencoder import MaskedAutoencoder
+from hip_model.recorded_steps import record_steps
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
 from pipeline.tracking.client import Tracker
@@ -126,11 +127,13 @@ def build_trainer(
 def build_engine(
     options: PretrainOptions, autoencoder: MaskedAutoencoder, device: torch.device, accumulation: int, workers: int
 ) -> Engine:
-    """The engine by name, on a model that may recompute or be compiled."""
+    """The engine by name, on a model that may recompute, be compiled or be recorded."""
     if options.engine.activation_checkpointing:
         recompute_blocks(autoencoder.model)
     if options.engine.compile:
         compile_blocks(autoencoder.model)
+    if options.engine.cuda_graphs:
+        record_steps(autoencoder)
     if options.engine.kind == "torch":
         return TorchEngine(autoencoder, options.engine, options.optim, device)
     from pipeline.train.engine_deepspeed import DeepSpeedEngine

@@ -21,6 +21,7 @@ def check_options(options: PretrainOptions) -> None:
     _check_batch(options)
     _check_engine(options)
     _check_devices(options)
+    _check_cuda_graphs(options)
 
 
 def _check_batch(options: PretrainOptions) -> None:
@@ -77,6 +78,24 @@ def _check_devices(options: PretrainOptions) -> None:
         raise UserError(
             f"scale.gpus_per_worker={scale.gpus_per_worker}: workers cannot share a GPU; use whole ones, or 0 for CPU"
         )
+
+
+def _check_cuda_graphs(options: PretrainOptions) -> None:
+    engine = options.engine
+    if not engine.cuda_graphs:
+        return
+    recomputed = options.model.overrides.get("activation_checkpointing", "none")
+    against = {
+        f"scale.gpus_per_worker={options.scale.gpus_per_worker:g}": not options.scale.gpus_per_worker,
+        "engine.stage=3 (weights come and go)": engine.kind == "deepspeed" and engine.stage == 3,
+        "engine.compile=true": engine.compile,
+        "engine.activation_checkpointing=true": engine.activation_checkpointing,
+        f"model.overrides.activation_checkpointing={recomputed}": recomputed != "none",
+        f"mask.policy={options.mask.policy} (only group_uniform was)": options.mask.policy != "group_uniform",
+    }
+    for what, is_so in against.items():
+        if is_so:
+            raise UserError(f"engine.cuda_graphs=true cannot be recorded with {what}; leave engine.cuda_graphs=false")
 
 
 def check_cluster(options: PretrainOptions, resources: dict[str, float]) -> None:

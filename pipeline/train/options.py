@@ -184,6 +184,7 @@ class EngineOptions:
     gradient_clip: float | None = 1.0  # largest global gradient norm; none = off
     activation_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
     compile: bool = False  # torch.compile the model
+    cuda_graphs: bool = False  # replay forward and backward from a recording: for small batches on GPUs
     collective_timeout_seconds: float = 600.0
 
     def __post_init__(self) -> None:

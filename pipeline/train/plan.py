@@ -13,7 +13,7 @@ from hip_model.accounting import activation_bytes, optimizer_bytes
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path
-from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, mask_config
+from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import config_hash, options_to_dict, run_name
@@ -49,6 +49,11 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
     if not manifest.splits.get(TRAIN):
         raise UserError(
             f"{options.shards} has no examples in split {TRAIN!r}; it has {manifest.splits or 'none at all'}"
+        )
+    if options.engine.cuda_graphs and not is_complete_data(manifest):
+        raise UserError(
+            "engine.cuda_graphs=true needs every example to have every modality, and in "
+            f"{options.shards} some lack one; leave engine.cuda_graphs=false"
         )
     name = run_name(options, config_hash(options_to_dict(options)), manifest.fingerprint)
     storage = str(local_path(options.storage)) if is_local(options.storage) else options.storage

@@ -19,7 +19,7 @@ MAY_CHANGE = (
     "shards", "storage", "resume", "dry_run", "run", "duration", "scale", "checkpoint", "validation", "metrics",
     "figures", "tracking", "ray", "guards", "batch.per_worker_size", "ingest.prefetch_batches", "ingest.threads",
     "ingest.cache", "engine.kind", "engine.stage", "engine.offload_optimizer", "engine.activation_checkpointing",
-    "engine.compile", "engine.collective_timeout_seconds",
+    "engine.compile", "engine.cuda_graphs", "engine.collective_timeout_seconds",
 )  # fmt: skip
 
 RUNNING, FINISHED, FAILED, INTERRUPTED, DIVERGED = "running", "finished", "failed", "interrupted", "diverged"

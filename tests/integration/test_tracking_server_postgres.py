@@ -32,7 +32,7 @@ from pipeline.train.options import (
 from pipeline.train.runner import run_pretraining
 
 pytestmark = [pytest.mark.integration, pytest.mark.fault]
-pytest.importorskip("psycopg2", reason="needs psycopg2-binary")
+pytest.importorskip("psycopg", reason="needs psycopg[binary]")
 pytest.importorskip("flask_wtf", reason="needs Flask-WTF (mlflow[auth])")
 
 USER, PASSWORD = "trainer", "a-password-for-tests"

@@ -6,23 +6,27 @@ from typing import Any, get_type_hints
 
 import pytest
 import yaml
+from training_data import write_dataset
 
 import conf
 from hip_model import available_models
 from pipeline.config import load_options
 from pipeline.errors import UserError
+from pipeline.shards.manifest import Manifest
 from pipeline.train.checks import accumulation_steps, check_cluster, check_options
 from pipeline.train.options import (
     BatchOptions,
     DurationOptions,
     EngineOptions,
     MaskOptions,
+    ModelOptions,
     OptimOptions,
     PretrainOptions,
     RunOptions,
     ScaleOptions,
     ScheduleOptions,
 )
+from pipeline.train.plan import plan
 
 CONF = Path(conf.__file__).parent
 BASE = PretrainOptions(shards="data", duration=DurationOptions(steps=10))
@@ -30,6 +34,10 @@ BASE = PretrainOptions(shards="data", duration=DurationOptions(steps=10))
 
 def with_engine(**values: Any) -> PretrainOptions:
     return replace(BASE, engine=EngineOptions(**values))
+
+
+def with_graphs(engine: EngineOptions, **values: Any) -> PretrainOptions:
+    return replace(BASE, engine=engine, scale=ScaleOptions(1, gpus_per_worker=1), **values)
 
 
 def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -72,6 +80,19 @@ def test_what_a_named_experiment_says_is_what_runs(name: str) -> None:
         (replace(with_engine(stage=3), optim=OptimOptions(ema_decay=0.9)), ("ema_decay", "stage=3")),
         (replace(BASE, optim=OptimOptions(kind="lamb")), ("lamb", "stage=1")),
         (replace(BASE, scale=ScaleOptions(1, gpus_per_worker=0.5)), ("gpus_per_worker=0.5", "whole")),
+        (with_engine(cuda_graphs=True), ("cuda_graphs=true", "gpus_per_worker=0")),
+        (with_graphs(EngineOptions(cuda_graphs=True, stage=3)), ("cuda_graphs=true", "stage=3")),
+        (with_graphs(EngineOptions(cuda_graphs=True, compile=True)), ("cuda_graphs=true", "compile=true")),
+        (
+            with_graphs(
+                EngineOptions(cuda_graphs=True), model=ModelOptions("hip_16", {"activation_checkpointing": "blocks"})
+            ),
+            ("cuda_graphs=true", "activation_checkpointing=blocks"),
+        ),
+        (
+            with_graphs(EngineOptions(cuda_graphs=True), mask=MaskOptions(policy="tube")),
+            ("cuda_graphs=true", "policy=tube"),
+        ),
     ],
 )
 def test_options_that_cannot_work_together_are_refused_naming_both(
@@ -85,6 +106,7 @@ def test_options_that_cannot_work_together_are_refused_naming_both(
 
 def test_the_defaults_pass() -> None:
     check_options(PretrainOptions(shards="data"))
+    check_options(with_graphs(EngineOptions(cuda_graphs=True)))
     check_options(replace(BASE, batch=BatchOptions(30), scale=ScaleOptions(workers=4, min_workers=2)))
 
 
@@ -165,3 +187,11 @@ def test_every_preset_builds_its_options(group: str) -> None:
 
 def test_every_model_has_a_preset() -> None:
     assert {path.stem for path in (CONF / "model").glob("*.yaml")} >= set(available_models())
+
+
+def test_graphs_are_refused_where_examples_lack_a_modality(tmp_path: Path) -> None:
+    options = replace(with_graphs(EngineOptions(cuda_graphs=True)), storage=str(tmp_path))
+    whole = Manifest.load(write_dataset(tmp_path / "whole", train=4))
+    assert plan(options, whole).num_examples == 4
+    with pytest.raises(UserError, match=r"cuda_graphs=true needs every example to have every modality"):
+        plan(options, Manifest.load(write_dataset(tmp_path / "parts", train=4, without_sound=(1,))))
