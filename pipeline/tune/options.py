@@ -23,7 +23,7 @@ class SearchOptions:
     scheduler: str = "asha"  # none | asha | pbt, or package.module:factory (a Ray Tune scheduler)
     metric: str = "loss"  # what trials are judged by: any metric that training reports
     mode: str = "min"  # min | max
-    multi_objective: bool = False  # the algorithm also prefers cheap candidates; for budget=none
+    multi_objective: bool = False  # the algorithm also prefers cheap candidates; needs budget=none
     budget: str = "flops"  # cost that all candidates are solved to: none | parameters | flops | step_time
     budget_target: float | None = None  # parameters, training FLOPs a sample, or seconds a step; none: model's own cost
     budget_tolerance: float = 0.03  # largest distance from the target, as a share of it
@@ -70,6 +70,11 @@ class SearchOptions:
             raise UserError(
                 "search.scheduler=pbt changes training hyperparameters while trials run, "
                 "which a geometry cannot follow; search only search.options, or use search.scheduler=asha"
+            )
+        if self.multi_objective and self.budget != "none":
+            raise UserError(
+                f"search.multi_objective=true weighs loss against cost, but search.budget={self.budget} makes all "
+                "candidates cost the same; set search.budget=none, or leave search.multi_objective=false"
             )
         if self.budget_target is not None and self.budget == "none":
             raise UserError(

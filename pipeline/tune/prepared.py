@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from hip_model.modality import Modality
@@ -26,6 +26,7 @@ from pipeline.tune.candidates import (
     plain_pretrain_options,
     training_options,
 )
+from pipeline.tune.datasets import compared_datasets, with_absolute_datasets
 from pipeline.tune.metrics import check_metric
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.sampling import new_study
@@ -54,6 +55,7 @@ class PreparedSearch:
     description: dict[str, Any]  # what decides its outcome, by dotted key
     space: Space
     manifest: Manifest
+    datasets: Mapping[str, Manifest] = field(default_factory=dict)  # that the space lists, by location
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
@@ -68,7 +70,8 @@ class PreparedSearch:
     def total_steps(self, candidate: Candidate) -> int:
         """Optimizer steps of a candidate that trains to its end."""
         trained = training_options(self.options, candidate)
-        return trained.duration.total_steps(self.manifest.num_examples(TRAIN), trained.batch.global_size)
+        manifest = self.datasets.get(trained.shards, self.manifest)
+        return trained.duration.total_steps(manifest.num_examples(TRAIN), trained.batch.global_size)
 
     @property
     def base_steps(self) -> int:
@@ -170,24 +173,25 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
             f"{options.shards} has no examples in split {TRAIN!r}; it has {manifest.splits or 'none at all'}"
         )
     check_metric(options, manifest)
-    space = build_space(options.search, plain_pretrain_options(options))
+    space = with_absolute_datasets(build_space(options.search, plain_pretrain_options(options)))
+    datasets = compared_datasets(space, manifest)
     if options.search.algorithm == "grid":
         space.grid_size()
-    description = _describe(options, space, manifest.fingerprint)
+    description = _describe(options, space, [manifest.fingerprint, *(m.fingerprint for m in datasets.values())])
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
     name = options.search.name or f"search-{digest[:8]}"
     base = str(local_path(options.storage)) if is_local(options.storage) else options.storage
-    return PreparedSearch(options, name, join(base, name), description, space, manifest)
+    return PreparedSearch(options, name, join(base, name), description, space, manifest, datasets)
 
 
-def _describe(options: TuneOptions, space: Space, fingerprint: str) -> dict[str, Any]:
+def _describe(options: TuneOptions, space: Space, fingerprints: list[str]) -> dict[str, Any]:
     flat = flatten(json.loads(json.dumps(asdict(options), default=str)))
     kept = {
         key: value
         for key, value in flat.items()
         if not any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
     }
-    return {**kept, "space": space.describe(), "fingerprint": fingerprint}
+    return {**kept, "space": space.describe(), "fingerprint": ", ".join(fingerprints)}
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

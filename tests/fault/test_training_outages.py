@@ -125,17 +125,20 @@ def test_a_full_disk_stops_the_run_cleanly_and_with_space_it_goes_on(
     assert losses_of(small_disk.parent, "full") == expected
 
 
+@pytest.mark.timeout(1200)  # six starts of workers
 def test_a_run_moves_from_two_workers_to_one_and_back_and_through_the_stages(folder: Path) -> None:
     """Six parts of twenty steps: 2, 1, 2, 2, 1, 2 workers; ZeRO 1, 1, 1, 2, 3, 3."""
     options = untracked(folder, "moving")
     # Independent of the duration, so that a run in parts follows the same rates as a whole one.
     options = replace(options, schedule=ScheduleOptions("constant", warmup_share=0))
+    # At ten times this rate the summation order alone (other micro-batches, nothing else) moves losses by 5 %.
+    options = replace(options, optim=replace(options.optim, learning_rate=3e-4))
     whole = replace(options, run=replace(options.run, name="staying"))
     [curve] = run_on_two_ranks(folder / "staying", [whole])
     parts = zip((20, 40, 60, 80, 100, STEPS), (2, 1, 2, 2, 1, 2), (1, 1, 1, 2, 3, 3), strict=True)
     for steps, workers, stage in parts:
         run_pretraining(part_of(options, steps, workers, stage))
-    assert losses_of(folder, "moving") == pytest.approx(curve, rel=1e-4)
+    assert losses_of(folder, "moving") == pytest.approx(curve, rel=1e-5)
 
 
 def part_of(options: PretrainOptions, steps: int, workers: int, stage: int) -> PretrainOptions:

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -132,7 +133,10 @@ def test_bad_trials_stop_early_and_give_their_worker_back(
     assert [step for step, _ in first.curve] == [3, 6, 9, 12]
     # A process that was warm needs a fraction of the first one's time.
     assert sum(trial.seconds for trial in rest) < first.seconds
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 30  # Ray's view of what is free lags behind
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, f"still taken: {ray.available_resources()}"
+        time.sleep(0.5)
     tables = ray.util.placement_group_table().values()
     assert all(table["state"] == "REMOVED" for table in tables)
     assert "trial_000 starts: optim.learning_rate=0.003 | 0/4 done" in said
@@ -235,7 +239,10 @@ def test_trials_of_several_workers_are_stopped_early_and_free_them(
     assert [step for step, _ in good.curve] == [3, 6, 9, 12]
     record = json.loads((Path(good.run_folder or "") / "run.json").read_text())
     assert (record["status"], record["examples_consumed"]) == (FINISHED, 12 * 8)
-    assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+    deadline = time.monotonic() + 30  # Ray's view of what is free lags behind
+    while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, f"still taken: {ray.available_resources()}"
+        time.sleep(0.5)
 
 
 @pytest.mark.fault  # measures time: wrong numbers on a machine that is busy in turns
