@@ -25,6 +25,7 @@ from pipeline.storage import join
 from pipeline.tracking.options import resolve_uri
 from pipeline.train.options import ScaleOptions
 from pipeline.tune.candidates import UNITS, CandidateFactory, plain_pretrain_options
+from pipeline.tune.closing import AwaitClosing
 from pipeline.tune.prepared import PreparedSearch
 from pipeline.tune.progress import Progress
 from pipeline.tune.sampling import load_factory
@@ -49,6 +50,7 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     logging.getLogger("ray.tune.tune").addFilter(_is_for_users)
+    logging.getLogger("ray.tune.utils.util").addFilter(_is_for_users)
     options = prepared.options
     concurrent = concurrent_trials(options.scale, options.search.max_concurrent, ray.available_resources())
     logger.info(
@@ -69,8 +71,9 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
-    """Ray's way of going on after a stop is not ours, which the verb tells."""
-    return record.levelno >= logging.WARNING and "Tuner.restore" not in record.getMessage()
+    """Ray's way of going on after a stop is not ours, which the verb tells; and waiting for trials to close is meant."""
+    message = record.getMessage()
+    return record.levelno >= logging.WARNING and "Tuner.restore" not in message and "on_step_end" not in message
 
 
 def _aim(prepared: PreparedSearch, factory: CandidateFactory) -> str:
@@ -143,7 +146,11 @@ def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: A
             storage_path=prepared.folder,
             failure_config=tune.FailureConfig(max_failures=search.max_failures),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[JsonLoggerCallback(), Progress(search.trials, search.metric, search.mode, prepared.base_steps)],
+            callbacks=[
+                JsonLoggerCallback(),
+                Progress(search.trials, search.metric, search.mode, prepared.base_steps),
+                AwaitClosing(join(prepared.folder, "trials"), _trial_name),
+            ],
             verbose=0,
         ),
     )

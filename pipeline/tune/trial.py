@@ -16,14 +16,12 @@ from pipeline import storage
 from pipeline.errors import TrainingDiverged
 from pipeline.train.options import PretrainOptions
 from pipeline.tune.candidates import Candidate
+from pipeline.tune.closing import CLOSING_SECONDS
 from pipeline.tune.memory import free_device_memory, is_out_of_memory
 from pipeline.tune.population import adopt_checkpoint, alone_in, continue_under
 from pipeline.tune.remote_report import answered_by
 from pipeline.tune.results import DIVERGED, FAILED, FINISHED, OUT_OF_MEMORY
 from pipeline.tune.space import with_option
-
-# How long a trial that is stopped may take to save its state and close its tracked run.
-_CLOSING_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -125,7 +123,7 @@ class Trial(tune.Trainable):
         self._stopping.set()
         self._go_on.release()
         if self._thread is not None:
-            self._thread.join(_CLOSING_SECONDS)
+            self._thread.join(CLOSING_SECONDS)
 
     def _run_folder(self) -> str:
         return storage.join(self._setup.storage, self._run_name())

@@ -30,6 +30,49 @@ def newest_step(run_folder: Path) -> int:
     return max(steps, default=0)
 
 
+def search_at_its_second_trial(arguments: list[str], trials: Path) -> subprocess.Popen[bytes]:
+    """The driver's process, with the first trial finished and the second at work."""
+    driver = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("tune_driver.py")), *arguments], start_new_session=True
+    )
+    limit = time.monotonic() + 240
+    while newest_step(trials / "trial_001") < 6:
+        assert driver.poll() is None, "the search ended before it could be stopped"
+        assert time.monotonic() < limit, "the second trial did not start"
+        time.sleep(0.05)
+    return driver
+
+
+def tracked_states(url: str) -> dict[str, str]:
+    """MLflow's status of every run, by name; no name twice."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(url)
+    runs = client.search_runs([client.get_experiment_by_name("hip").experiment_id])
+    assert len({run.info.run_name for run in runs}) == len(runs)
+    return {run.info.run_name: run.info.status for run in runs}
+
+
+@pytest.mark.timeout(900)
+def test_ctrl_c_leaves_true_states_and_the_same_command_goes_on(
+    ray_cluster: None, migrated_database: Path, tmp_path: Path
+) -> None:
+    shards = write_dataset(tmp_path / "shards")
+    server = tracking_server(tmp_path / "server", Path(shutil.copyfile(migrated_database, tmp_path / "mlflow.db")))
+    server.start()
+    arguments = [shards, str(tmp_path), server.url]
+    driver = search_at_its_second_trial(arguments, tmp_path / "killed" / "trials")
+    os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
+    assert driver.wait(180) != 0
+    stopped = tracked_states(server.url)
+    assert stopped == {"killed": "KILLED", "trial_000": "FINISHED", "trial_001": "KILLED"}
+    found = run_search(options(*arguments))
+    assert [(trial.status, trial.step) for trial in found.trials] == [(FINISHED, STEPS)] * 3
+    names = ("killed", "trial_000", "trial_001", "trial_002")
+    assert tracked_states(server.url) == dict.fromkeys(names, "FINISHED")
+    server.stop()
+
+
 def test_a_killed_search_goes_on(ray_cluster: None, migrated_database: Path, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
@@ -38,14 +81,7 @@ def test_a_killed_search_goes_on(ray_cluster: None, migrated_database: Path, tmp
     server.start()
     arguments = [shards, str(storage), server.url]
     trials = storage / "killed" / "trials"
-    driver = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("tune_driver.py")), *arguments], start_new_session=True
-    )
-    limit = time.monotonic() + 240
-    while newest_step(trials / "trial_001") < 6:
-        assert driver.poll() is None, "the search ended before it could be killed"
-        assert time.monotonic() < limit, "the second trial did not start"
-        time.sleep(0.05)
+    driver = search_at_its_second_trial(arguments, trials)
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     first = json.loads((trials / "trial_000" / "run.json").read_text())

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import logging
 import math
+import shlex
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -157,6 +161,15 @@ def test_bad_trials_stop_early_and_give_their_worker_back(
     assert len(tracked_runs(server.url)[1]) == 4
 
 
+def check_that_it_trains(command: str) -> None:
+    """The report's command as it stands, but for its length."""
+    words = ["duration.epochs=null", "duration.steps=1", "scale.workers=0", "engine=torch", "tracking.enabled=false"]
+    done = subprocess.run(
+        [sys.executable, "-m", "jobs", *shlex.split(command)[1:], *words], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-1500:]
+
+
 def test_geometries_of_one_cost_are_searched_and_reported(ray_cluster: None, shards: str, tmp_path: Path) -> None:
     chosen = options(
         shards, tmp_path, steps=3, metric="validation/loss", dials=SMALL | {"first_latents": [4, 8, 16]}, trials=4
@@ -171,7 +184,9 @@ def test_geometries_of_one_cost_are_searched_and_reported(ray_cluster: None, sha
     costs = [trial.candidate.costs.training_flops for trial in trained if trial.candidate.costs]
     assert max(costs) / min(costs) < 1.03 / 0.97
     assert found.report is not None
-    assert "hip pretrain" in Path(found.report).read_text()
+    assert found.command is not None
+    assert html.escape(found.command) in Path(found.report).read_text()
+    check_that_it_trains(found.command)
     rows = list(csv.DictReader((tmp_path / "small" / "trials.csv").open()))
     assert len(rows) == len(found.trials)
     # A longer search of the same space takes over what was trained.
@@ -239,6 +254,8 @@ def test_trials_of_several_workers_are_stopped_early_and_free_them(
     assert [step for step, _ in good.curve] == [3, 6, 9, 12]
     record = json.loads((Path(good.run_folder or "") / "run.json").read_text())
     assert (record["status"], record["examples_consumed"]) == (FINISHED, 12 * 8)
+    closed = json.loads((Path(bad.run_folder or "") / "run.json").read_text())
+    assert closed["status"] == FINISHED, "it was killed while it closed"
     deadline = time.monotonic() + 30  # Ray's view of what is free lags behind
     while ray.available_resources()["CPU"] < ray.cluster_resources()["CPU"]:
         assert time.monotonic() < deadline, f"still taken: {ray.available_resources()}"
