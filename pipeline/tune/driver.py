@@ -71,7 +71,7 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
 
 
 def _is_for_users(record: logging.LogRecord) -> bool:
-    """Ray's way of going on after a stop is not ours, which the verb tells; and waiting for trials to close is meant."""
+    """Ray's way of going on after a stop is not ours, which the verb tells; waiting for trials is meant."""
     message = record.getMessage()
     return record.levelno >= logging.WARNING and "Tuner.restore" not in message and "on_step_end" not in message
 
