@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_is_allowed = True
+_IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+_is_allowed = os.environ.get("HIP_PLAIN_KERNELS") != "1"
 _launches_are_recorded = False
 
 
@@ -33,11 +34,9 @@ def has_device_kernels(like: Tensor) -> bool:
     Graphs that are compiled or exported take the plain forms: those run without this package. ``HIP_PLAIN_KERNELS=1``
     is the way out for a device on which a kernel fails.
     """
-    if torch.compiler.is_compiling() or torch.compiler.is_exporting():
+    if not (like.is_cuda or _IS_INTERPRETED) or not _is_allowed:  # asked thousands of times a step: cheapest first
         return False
-    if not (like.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"):
-        return False
-    return _is_allowed and os.environ.get("HIP_PLAIN_KERNELS") != "1" and _has_triton()
+    return not (torch.compiler.is_compiling() or torch.compiler.is_exporting()) and _has_triton()
 
 
 @contextlib.contextmanager

@@ -66,10 +66,10 @@ def _label(client: Any, run: Any, trial: TrialResult, is_best: bool) -> None:
     tags = {"hip.trial.status": trial.status, "hip.best": str(is_best).lower(), **_settings(trial.candidate)}
     for key, value in tags.items():
         client.set_tag(run.info.run_id, key, value)
-    # A trial cannot tell an interrupted search from a scheduler that has seen enough, and ends as finished in both.
-    is_untold = run.info.status == "RUNNING" and trial.has_ended
-    if is_untold or (trial.status == UNFINISHED and run.info.status == "FINISHED"):
-        client.set_terminated(run.info.run_id, _STATUS.get(trial.status, "FAILED"))
+    # A trial cannot tell an interrupted search from a scheduler that has seen enough, and may be killed as it closes.
+    true_status = _STATUS.get(trial.status, "FAILED")
+    if run.info.status != true_status:
+        client.set_terminated(run.info.run_id, true_status)
 
 
 def _settings(candidate: Candidate) -> dict[str, str]:
