@@ -27,11 +27,11 @@ PEERS = {
     "jax_hip_256": ("hierarchical_perceiver.perceiver", "hip_256"),
     "transformers": ("transformers", "hip_16"),
     "perceiver_pytorch": ("perceiver_pytorch", "hip_16"),
-    "classifiers": ("transformers", "hip_16"),
+    "classifiers": ("timm", "hip_16"),
 }
 """Module that must be importable, and our model beside it."""
 
-PACKAGES = ("jax", "jaxlib", "dm-haiku", "transformers", "perceiver-pytorch")
+PACKAGES = ("jax", "jaxlib", "dm-haiku", "transformers", "perceiver-pytorch", "timm")
 
 
 def measure(peer: str, size: str, repeats: int) -> dict[str, Any]:

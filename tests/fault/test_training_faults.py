@@ -111,16 +111,16 @@ def test_at_notice_of_a_node_that_will_be_taken_away_the_run_is_saved(folder: Pa
     options = untracked(folder, "notice")
     options = replace(
         options,
-        duration=DurationOptions(steps=1500),
+        duration=DurationOptions(steps=500),
         checkpoint=CheckpointOptions(every_steps=10_000, keep_last=10),  # of its own accord it would save at the end
         scale=ScaleOptions(workers=2, min_workers=1, cpus_per_worker=1.0, max_failures=8),
     )
     said = run_and_lose_a_node(folder, options, "drain")
     [step] = re.findall(r"step (\d+): 1 node\(s\) will be taken away; saved", said)
-    assert 0 < int(step) < 1500
+    assert 0 < int(step) < 500
     resumed = re.findall(r"resumed from .* at step (\d+)", said)
     assert not resumed or int(resumed[0]) >= int(step)
-    assert newest_step(folder / "runs" / "notice") == 1500
+    assert newest_step(folder / "runs" / "notice") == 500
 
 
 def run_and_lose_a_node(folder: Path, options: PretrainOptions, way: str) -> str:
