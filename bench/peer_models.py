@@ -138,7 +138,7 @@ def perceiver_pytorch_step(ours: Case) -> Callable[[], None]:
 
 
 def classifier_steps(side: int) -> dict[str, Callable[[], None]]:
-    """Training steps of the paper's throughput table, one image a step: timm's ResNet-50 and ViT-B/16, 1,000 classes."""
+    """Training steps of the paper's throughput table: ResNet-50 and ViT-B/16 of timm, 1,000 classes."""
     import timm
 
     models = {

@@ -67,8 +67,11 @@ def _start(options: RayOptions) -> str | None:
         return _start_here(options)
     except (ConnectionError, RuntimeError, TimeoutError, ValueError) as error:
         where = f"join the Ray cluster at {address}" if address else "start Ray on this machine"
+        # What Ray says where a token is missing is that the cluster cannot be reached.
+        has_token = not address or os.environ.get("RAY_AUTH_MODE") == "token"
+        token = "" if has_token else " (with a token: export RAY_AUTH_MODE=token, and have it in ~/.ray/auth_token)"
         raise InfrastructureError(
-            f"could not {where}: {error}; check it with `ray status` and run the command again"
+            f"could not {where}: {error}; check it with `ray status`{token} and run the command again"
         ) from error
 
 
