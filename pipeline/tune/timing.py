@@ -41,10 +41,10 @@ StepComparer = Callable[[Trained, Trained, Manifest], Comparison]
 
 
 def measure_step(model: Trained, manifest: Manifest) -> float:
-    """Seconds of one optimizer step of one worker, in this process: the median of a few, after one to warm up."""
+    """Seconds of one optimizer step of one worker, in this process: the fastest of a few, after one to warm up."""
     step = _training_step(*model, manifest)
     step()
-    return statistics.median(step() for _ in range(_FEWEST_TURNS))
+    return min(step() for _ in range(_FEWEST_TURNS))
 
 
 def compare_steps(reference: Trained, other: Trained, manifest: Manifest) -> Comparison:
