@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,7 +67,12 @@ class GpuCase:
 
     def step(self, mode: str) -> Callable[[], Tensor]:
         """One optimizer step of a mode; returns its loss."""
-        loss_of = {"full": self._full, "masked": self._masked, "recorded": self._recorded}[mode]
+        losses: dict[str, Callable[[], Tensor]] = {
+            "full": self._full,
+            "masked": partial(self._masked, self.autoencoder),
+            "recorded": partial(self._masked, self.recorded),
+        }
+        loss_of = losses[mode]
 
         def run() -> Tensor:
             loss = loss_of()
@@ -81,14 +87,9 @@ class GpuCase:
         answers = self.model(values).reconstruction
         return torch.stack([(answers[n].float() - v).square().mean() for n, v in values.items()]).mean()
 
-    def _masked(self) -> Tensor:
+    def _masked(self, autoencoder: MaskedAutoencoder) -> Tensor:
         self.seeds.add_(self.batch)
-        loss: Tensor = self.autoencoder(self.inputs, self.seeds).loss
-        return loss
-
-    def _recorded(self) -> Tensor:
-        self.seeds.add_(self.batch)
-        loss: Tensor = self.recorded(self.inputs, self.seeds).loss
+        loss: Tensor = autoencoder(self.inputs, self.seeds).loss
         return loss
 
     def recorded_difference(self) -> float:
@@ -119,7 +120,9 @@ class GpuCase:
         return made
 
 
-def within(context: Callable[[], contextlib.AbstractContextManager[None]], step: Callable[[], Tensor]) -> Any:
+def within(
+    context: Callable[[], contextlib.AbstractContextManager[None]], step: Callable[[], Tensor]
+) -> Callable[[], Tensor]:
     """The step inside of that context."""
 
     def run() -> Tensor:

@@ -91,11 +91,11 @@ def _check_cuda_graphs(options: PretrainOptions) -> None:
         "engine.compile=true": engine.compile,
         "engine.activation_checkpointing=true": engine.activation_checkpointing,
         f"model.overrides.activation_checkpointing={recomputed}": recomputed != "none",
-        f"mask.policy={options.mask.policy} (only group_uniform was)": options.mask.policy != "group_uniform",
+        f"mask.policy={options.mask.policy} (mask.policy=group_uniform can)": options.mask.policy != "group_uniform",
     }
     for what, is_so in against.items():
         if is_so:
-            raise UserError(f"engine.cuda_graphs=true cannot be recorded with {what}; leave engine.cuda_graphs=false")
+            raise UserError(f"engine.cuda_graphs=true cannot record a step with {what}; leave engine.cuda_graphs=false")
 
 
 def check_cluster(options: PretrainOptions, resources: dict[str, float]) -> None:

@@ -40,12 +40,13 @@ class AwaitClosing(Callback):
         if not all(trial.is_finished() for trial in trials):
             return
         deadline = time.monotonic() + self._seconds
-        while self._stopped:
-            self._stopped = {name for name in self._stopped if self._is_closing(name)}
-            if time.monotonic() > deadline:
-                logger.warning("%s did not close within %.0f s", ", ".join(sorted(self._stopped)), self._seconds)
-                return
-            time.sleep(_POLL_SECONDS if self._stopped else 0)
+        closing = [name for name in self._stopped if self._is_closing(name)]
+        while closing and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+            closing = [name for name in closing if self._is_closing(name)]
+        if closing:
+            logger.warning("%s did not close within %.0f s", ", ".join(sorted(closing)), self._seconds)
+        self._stopped.clear()
 
     def _is_closing(self, name: str) -> bool:
         record = RunRecord.read(join(self._trials_folder, name))

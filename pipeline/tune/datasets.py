@@ -33,8 +33,9 @@ def compared_datasets(space: Space, own: Manifest) -> Mapping[str, Manifest]:
     """The manifest of every dataset in the space, by location.
 
     Raises:
-        UserError: one without training examples, or with other inputs than ``own``, on which costs are counted.
-        DataError: one that is not there.
+        UserError: one that is not there, without training examples, or with other inputs than ``own``, on which costs
+            are counted.
+        DataError: a damaged one.
     """
     domain = space.domains.get(KEY)
     if not isinstance(domain, Choice):

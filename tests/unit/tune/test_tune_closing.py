@@ -51,3 +51,4 @@ def test_it_never_holds_up_a_trial_that_runs_and_gives_up_in_the_end(tmp_path: P
     waiting.on_trial_complete(1, [bad], bad)
     assert seconds_of_a_step(waiting, [bad, Trial("other", finished=False)]) < 0.1
     assert 0.2 < seconds_of_a_step(waiting, [bad]) < 5
+    assert seconds_of_a_step(waiting, [bad]) < 0.1, "it is not waited for again"
