@@ -21,6 +21,7 @@ from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import ModelOptions, PretrainOptions
 
 _FEWEST_TURNS, _MOST_TURNS, _MOST_SECONDS = 5, 80, 10.0
+_PLANNING_SECONDS = 3.0
 _STANDARD_ERROR = 0.006  # of the quotient: a fifth of the budget's usual tolerance
 
 # A model and the options that it is trained with.
@@ -41,15 +42,21 @@ StepComparer = Callable[[Trained, Trained, Manifest], Comparison]
 
 
 def measure_step(model: Trained, manifest: Manifest) -> float:
-    """Seconds of one optimizer step of one worker, in this process: the fastest of a few, after one to warm up."""
-    step = _training_step(*model, manifest)
+    """Seconds by the clock of one optimizer step of one worker, in this process: the median of some, one to warm up.
+
+    What a run will take here, neighbours included; ``compare_steps`` leaves them out.
+    """
+    step = _training_step(*model, manifest, time.perf_counter)
     step()
-    return min(step() for _ in range(_FEWEST_TURNS))
+    began, times = time.perf_counter(), [step() for _ in range(_FEWEST_TURNS)]
+    while time.perf_counter() - began < _PLANNING_SECONDS:
+        times.append(step())
+    return statistics.median(times)
 
 
 def compare_steps(reference: Trained, other: Trained, manifest: Manifest) -> Comparison:
     """Time one optimizer step of one worker of each, in this process, until the quotient is known well enough."""
-    first, second = _training_step(*reference, manifest), _training_step(*other, manifest)
+    first, second = (_training_step(*model, manifest, _clock(model[1])) for model in (reference, other))
     for step in (first, second):
         step()
     began, pairs = time.perf_counter(), list[tuple[float, float]]()
@@ -104,8 +111,16 @@ def _compared(pairs: list[tuple[float, float]]) -> Comparison:
     return Comparison(statistics.median(first for first, _ in pairs), middle, error)
 
 
-def _training_step(config: ModelConfig, options: PretrainOptions, manifest: Manifest) -> Callable[[], float]:
-    """A function that makes one optimizer step and returns its seconds."""
+def _clock(options: PretrainOptions) -> Callable[[], float]:
+    """One thread's own time is its step's time on a core of its own, whoever else is on this one now."""
+    alone = not options.scale.gpus_per_worker and options.scale.threads_per_worker == 1
+    return time.process_time if alone else time.perf_counter
+
+
+def _training_step(
+    config: ModelConfig, options: PretrainOptions, manifest: Manifest, clock: Callable[[], float]
+) -> Callable[[], float]:
+    """A function that makes one optimizer step and returns its seconds by ``clock``."""
     name = next(known for known in available_models() if type(model_config(known)) is type(config))
     named = replace(options, model=ModelOptions(name, config.to_dict()))
     torch.set_num_threads(options.scale.threads_per_worker)
@@ -121,9 +136,6 @@ def _training_step(config: ModelConfig, options: PretrainOptions, manifest: Mani
         for spec in manifest.modalities
     }
     seeds = torch.arange(examples, device=device)
-    # One thread's own time is its step's time on a core of its own, whoever else is on this one now.
-    alone = device.type == "cpu" and options.scale.threads_per_worker == 1
-    clock = time.process_time if alone else time.perf_counter
 
     def step() -> float:
         began = clock()
