@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,10 @@ from pipeline.evaluate.loaded import LoadedModel, weights_digest
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.shards.reader import Batch, ShardReader
 
-_VERSION = 2  # raised when the content of a piece changes meaning
+# Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each batch.
+Piece = dict[str, np.ndarray]
+
+_VERSION = 3  # raised when the content of a piece changes meaning
 
 
 @dataclass(frozen=True)
@@ -85,32 +88,54 @@ def embed(
     folder = storage.join(cache, request.key(weights_digest(loaded.folder), reader.manifest.fingerprint))
     pieces = list(_pieces(request.count, options.chunk_examples))
     missing = [piece for piece in pieces if not storage.exists(_location(folder, *piece))]
+    computed: dict[tuple[int, int], Piece] = {}
     if options.engine == "ray" and missing:
         from pipeline.evaluate.embed_ray import embed_pieces
 
         embed_pieces(str(loaded.folder), loaded.device.type, request, options, folder, missing)
     else:
-        for piece in missing:
-            write_piece(loaded, reader, request, options.batch_size, folder, piece)
-    return _assemble([_read_piece(_location(folder, *piece)) for piece in pieces], request.level_count)
+        computed = _compute_here(loaded, reader, request, options.batch_size, folder, missing)
+    found = [computed[piece] if piece in computed else _read_piece(_location(folder, *piece)) for piece in pieces]
+    return _assemble(found, request.level_count)
 
 
-def write_piece(
+def _compute_here(
     loaded: LoadedModel,
     reader: ShardReader,
     request: EmbedRequest,
     batch_size: int,
     folder: str,
-    piece: tuple[int, int],
-) -> None:
-    """Compute rows ``piece`` = [start, stop) and save them under a name that says so."""
-    start, stop = piece
+    pieces: list[tuple[int, int]],
+) -> dict[tuple[int, int], Piece]:
+    """Compute ``pieces`` in this process; one is saved, which waits for the disk, while the next is computed."""
+    computed = {}
+    with ThreadPoolExecutor(1) as saver:
+        saving: Future[None] | None = None
+        for bounds in pieces:
+            computed[bounds] = compute_piece(loaded, reader, request, batch_size, bounds)
+            if saving is not None:
+                saving.result()  # a full disk ends the work at the next piece, not at the last
+            saving = saver.submit(save_piece, folder, bounds, computed[bounds])
+        if saving is not None:
+            saving.result()
+    return computed
+
+
+def compute_piece(
+    loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, batch_size: int, bounds: tuple[int, int]
+) -> Piece:
+    """The rows ``bounds`` = [start, stop) of the split."""
+    start, stop = bounds
     rows = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
     parts = [embed_batch(loaded, batch, request) for batch in _read_ahead(reader, rows)]
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
+    """Save the rows ``bounds`` under a name that says so."""
     stream = io.BytesIO()
-    np.savez(stream, allow_pickle=False, **joined)
-    storage.write_atomic(_location(folder, start, stop), stream.getvalue())
+    np.savez(stream, allow_pickle=False, **piece)
+    storage.write_atomic(_location(folder, *bounds), stream.getvalue())
 
 
 def _read_ahead(reader: ShardReader, rows: list[np.ndarray]) -> Iterator[Batch]:
@@ -123,19 +148,19 @@ def _read_ahead(reader: ShardReader, rows: list[np.ndarray]) -> Iterator[Batch]:
         yield waiting.result()
 
 
-def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> dict[str, np.ndarray]:
-    """One batch: ``<part>_<level>`` float32 [B, width], and what is known about each example (labels as JSON)."""
+def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> Piece:
+    """One batch: ``<part>_<level>`` float32 [B, width], and what is known about each example."""
     latents = batch_latents(loaded, batch, request.level_count, request.modalities)
     found = {}
     for level in range(request.level_count):
         for part, values in pooled_parts(latents[level]).items():
-            found[f"{part}_{level}"] = values.cpu().numpy().astype(np.float32)
+            found[f"{part}_{level}"] = values.cpu().numpy()
     for name in loaded.modality_names:
         found[f"present_{name}"] = np.asarray(batch.present[name], dtype=bool)
     found["example_ids"] = np.asarray(batch.example_ids)
     found["start_seconds"] = np.asarray(batch.start_seconds)
     found["sources"] = np.array(batch.sources, dtype=np.str_)
-    found["labels"] = np.array([json.dumps(list(labels)) for labels in batch.labels], dtype=np.str_)
+    found["labels"] = np.array([json.dumps(batch.labels)], dtype=np.str_)
     return found
 
 
@@ -160,18 +185,18 @@ def _location(folder: str, start: int, stop: int) -> str:
     return storage.join(folder, f"rows_{start:09d}_{stop:09d}.npz")
 
 
-def _read_piece(location: str) -> dict[str, np.ndarray]:
+def _read_piece(location: str) -> Piece:
     with np.load(io.BytesIO(storage.read_bytes(location)), allow_pickle=False) as content:
         return {name: content[name] for name in content.files}
 
 
-def _assemble(pieces: list[dict[str, np.ndarray]], level_count: int) -> Embeddings:
+def _assemble(pieces: list[Piece], level_count: int) -> Embeddings:
     joined = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
     return Embeddings(
         levels=[
             {part: joined[f"{part}_{level}"] for part in ("mean", "std", "groups")} for level in range(level_count)
         ],
-        labels=[tuple(json.loads(str(text))) for text in joined["labels"]],
+        labels=[tuple(labels) for text in joined["labels"] for labels in json.loads(str(text))],
         sources=[str(source) for source in joined["sources"]],
         start_seconds=joined["start_seconds"],
         example_ids=joined["example_ids"],

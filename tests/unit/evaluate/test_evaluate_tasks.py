@@ -89,20 +89,20 @@ def test_interrupted_embedding_continues_from_its_pieces(options, monkeypatch, t
     from pipeline.evaluate import embed
 
     calls = []
-    original = embed.write_piece
+    original = embed.compute_piece
 
     def stop_after_two(*arguments):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(arguments)
-        original(*arguments)
+        return original(*arguments)
 
-    monkeypatch.setattr(embed, "write_piece", stop_after_two)
+    monkeypatch.setattr(embed, "compute_piece", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         evaluate(options(task="knn"))
     pieces = sorted((tmp_path / "evaluation").rglob("rows_*.npz"))
     stamps = [piece.stat().st_mtime_ns for piece in pieces]
-    monkeypatch.setattr(embed, "write_piece", original)
+    monkeypatch.setattr(embed, "compute_piece", original)
     evaluate(options(task="knn"))
     assert len(pieces) == 2
     assert [piece.stat().st_mtime_ns for piece in pieces] == stamps
