@@ -78,9 +78,13 @@ class Metrics(Hook):
         """Norm of the last update relative to the norm of the weights; not a number where weights are sharded."""
         if self._before is None:
             return math.nan
-        now = [p.detach() for p in trainer.engine.module.parameters()]
-        moved = torch.nn.utils.get_total_norm([a.float() - b.float() for a, b in zip(now, self._before, strict=True)])
-        return float(moved / torch.nn.utils.get_total_norm([a.float() for a in now]).clamp_min(1e-12))
+        moved, whole = [], []
+        for parameter, before in zip(trainer.engine.module.parameters(), self._before, strict=True):  # no second copy
+            now = parameter.detach().float()
+            moved.append(torch.linalg.vector_norm(now - before))
+            whole.append(torch.linalg.vector_norm(now))
+        norms = torch.linalg.vector_norm(torch.stack([torch.stack(moved), torch.stack(whole)]), dim=1)
+        return float(norms[0] / norms[1].clamp_min(1e-12))
 
     def _summary(self, trainer: Trainer) -> dict[str, float]:
         window, last = self._window, self._window[-1]
