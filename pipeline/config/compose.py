@@ -87,11 +87,18 @@ def _explain(error: Exception, keys: list[str]) -> str:
 
 
 def _suggest(key: str, keys: list[str]) -> str:
-    """The closest existing key; all siblings only when they are few."""
+    """The closest spelling, or the same name in another group; nothing where that would be a guess."""
     import difflib
 
-    close = difflib.get_close_matches(key, keys, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(map(repr, close))}?" if close else "see --help for the keys"
+    head, _, name = key.rpartition(".")
+    close = difflib.get_close_matches(key, keys, n=3, cutoff=0.7)
+    close += [known for known in keys if known.endswith(f".{name}") and known not in close][: 3 - len(close)]
+    if close:
+        return f"did you mean {', '.join(map(repr, close))}?"
+    group = head.partition(".")[0]
+    if group and not any(known.startswith(f"{group}.") for known in keys):
+        return f"this command has no {group!r} group; see --help for the keys"
+    return "see --help for the keys"
 
 
 def _check_required(content: Any, verb: str, prefix: str = "") -> None:

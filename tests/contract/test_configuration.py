@@ -72,6 +72,22 @@ def test_a_mistake_names_the_way_out(override: str, named: str) -> None:
         load_options(PretrainOptions, "pretrain", ["shards=/x", override])
 
 
+@pytest.mark.parametrize(
+    ("verb", "override", "told"),
+    [
+        ("preprocess", "tracking.enabled=false", "this command has no 'tracking' group"),
+        ("pretrain", "epochs=3", "did you mean 'duration.epochs'?"),
+        ("pretrain", "engine.kindd=torch", "did you mean 'engine.kind'?"),
+        ("pretrain", "lr=1", "see --help for the keys"),
+    ],
+)
+def test_a_key_is_suggested_where_it_is_no_guess(
+    verb: str, override: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([verb, "shards=here", override]) == 2
+    assert told in capsys.readouterr().err
+
+
 def test_a_required_key_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain"]) == 2
     assert "shards is required" in capsys.readouterr().err
