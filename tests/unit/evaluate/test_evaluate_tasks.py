@@ -8,7 +8,7 @@ import pytest
 import torch
 from evaluation_data import AUDIO, IMAGE, ModalitySpec, example, write_dataset, write_model
 
-from pipeline.errors import UserError
+from pipeline.errors import InfrastructureError, UserError
 from pipeline.evaluate.head import load_head
 from pipeline.evaluate.loaded import load_model
 from pipeline.evaluate.options import EvaluateFigureOptions, MaskSweepOptions, ProbeOptions
@@ -106,6 +106,26 @@ def test_interrupted_embedding_continues_from_its_pieces(options, monkeypatch, t
     evaluate(options(task="knn"))
     assert len(pieces) == 2
     assert [piece.stat().st_mtime_ns for piece in pieces] == stamps
+
+
+@pytest.mark.parametrize("failing", [0, -1], ids=["first piece", "last piece"])
+def test_a_piece_that_cannot_be_saved_ends_the_evaluation(options, monkeypatch, failing):
+    from pipeline.evaluate import embed
+    from pipeline.evaluate.session import open_session
+
+    wanted = options(task="knn")
+    session = open_session(wanted, wanted.output)
+    bounds = list(embed._pieces(session.count("train"), wanted.embed.chunk_examples))[failing]
+    original = embed.save_piece
+
+    def save(folder, piece_bounds, piece):
+        if piece_bounds == bounds:
+            raise InfrastructureError("No space left on device")
+        original(folder, piece_bounds, piece)
+
+    monkeypatch.setattr(embed, "save_piece", save)
+    with pytest.raises(InfrastructureError, match="No space left"):
+        session.embeddings("train")
 
 
 def test_embeddings_do_not_depend_on_batch_or_piece_size(options):
