@@ -11,7 +11,7 @@ from typing import Any
 from ray.tune import Callback
 
 from pipeline.tune.candidates import Candidate
-from pipeline.tune.results import FINISHED, STOPPED
+from pipeline.tune.results import FINISHED, STOPPED, UNFINISHED, TrialResult, best_trial
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,6 @@ class Progress(Callback):
         self._began = time.monotonic()
         self._on_terminal = sys.stderr.isatty()
         self._told: dict[str, float] = {}
-        self._best: tuple[float, str] | None = None
         self._ended_before: int | None = None
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -49,7 +48,6 @@ class Progress(Callback):
 
     def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **i: Any) -> None:
         """A trial reported."""
-        self._remember(trial, result)
         now = time.monotonic()
         if not result.get("done") and now - self._told.get(str(trial), -math.inf) >= SECONDS_BETWEEN_REPORTS:
             self._told[str(trial)] = now
@@ -58,7 +56,6 @@ class Progress(Callback):
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """A trial came to its end or was stopped."""
         result = trial.last_result or {}
-        self._remember(trial, result)
         told = result.get("status", "training")
         how = {"training": "is stopped early", FINISHED: "is done"}.get(told, f"ends as {told.replace('_', ' ')}")
         reason = f" ({result['reason']})" if result.get("reason") and told not in (FINISHED, STOPPED) else ""
@@ -77,9 +74,8 @@ class Progress(Callback):
         done = min(sum(trial.is_finished() for trial in trials) + ended, self._trials)
         if self._ended_before is None:  # what an earlier process of this search has done
             self._ended_before = done - ended
-            for known in trials:
-                self._remember(known, known.last_result or {})
-        state = f"{done}/{self._trials} done" + (f", best {self._best[1]} {self._best[0]:.5g}" if self._best else "")
+        best = best_trial([self._result(trial) for trial in trials if trial.last_result], self._mode)
+        state = f"{done}/{self._trials} done" + (f", best {best.candidate.name} {best.value:.5g}" if best else "")
         if self._on_terminal:
             print(_CLEAR, end="", file=sys.stderr)
         logger.info("%s | %s%s", text, state, self._time_left(done))
@@ -97,11 +93,10 @@ class Progress(Callback):
         seconds = (time.monotonic() - self._began) / fresh * left
         return f", about {seconds:.0f} s left" if seconds < 100 else f", about {seconds / 60:.0f} min left"
 
-    def _remember(self, trial: Any, result: dict[str, Any]) -> None:
-        value = result.get(self._metric, math.nan)
-        sign = 1 if self._mode == "min" else -1
-        if math.isfinite(value) and (self._best is None or sign * value < sign * self._best[0]):
-            self._best = (value, str(trial))
+    def _result(self, trial: Any) -> TrialResult:
+        """The trial as it stands: its last reported value counts, not its luckiest."""
+        last = trial.last_result or {}
+        return TrialResult(_candidate(trial), last.get("status", UNFINISHED), last.get(self._metric, math.nan))
 
     def _step(self, trial: Any, result: dict[str, Any]) -> str:
         own = _candidate(trial).settings.get("duration.steps")
