@@ -8,12 +8,16 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
+from torch.nn.functional import layer_norm, linear
 
 from hip_model.init import Linear
 from hip_model.kernels.attention import HIDDEN_SCORE, any_key, grouped_attention
+from hip_model.kernels.device import is_whole
+from hip_model.kernels.mlp_rows import mlp_rows
 from hip_model.kernels.recompute import recomputed
-from hip_model.norm import NORM_EPSILON, LayerNorm
+from hip_model.kernels.rows_linear import can_map_rows
+from hip_model.kernels.self_attend import can_self_attend, self_attend
+from hip_model.norm import NORM_EPSILON, LayerNorm, Residual
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,13 @@ class MLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.output(self.hidden(x), after_squared_relu=True)
 
+    def branch(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What ``forward`` gives, or that before its last bias, and the bias."""
+        parts = (self.hidden.weight, self.hidden.bias, self.output.weight)
+        if can_map_rows(x, self.hidden.weight) and is_whole(*parts, self.output.bias):
+            return mlp_rows(x, *parts), self.output.bias
+        return self(x), None
+
 
 class QueryNorm(LayerNorm):
     """The layer norm of queries, ``x^ * weight + bias``; its two factors can be moved onto the keys.
@@ -150,15 +161,23 @@ class CrossAttention(nn.Module):
         needs_map = skip_channels is not None and skip_channels != query_channels
         self.skip = Linear(skip_channels, query_channels) if needs_map and skip_channels else None
 
-    def forward(self, queries: Tensor, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        queries: Tensor,
+        keys: Sequence[Keys | LazyKeys],
+        skip: Tensor | None = None,
+        *,
+        keep_residual: bool = False,
+    ) -> Tensor | Residual:
         """``queries [B or 1, G, N, D]`` over ``keys``, which cover the groups in order, plus ``skip [B, G, N, D']``.
 
-        Returns ``[B, G, N, D]``.
+        Returns ``[B, G, N, D]``; with ``keep_residual`` its last sum is left to the norm that reads it.
         """
         if skip is not None:
             queries = queries + (skip if self.skip is None else self.skip(skip))
         result, normed = self.mlp_norm(self._attend(queries, keys), queries if self.residual else None, keep_sum=True)
-        return result + self.mlp(normed)
+        residual = Residual(result, *self.mlp.branch(normed))
+        return residual if keep_residual else residual.total()
 
     def _attend(self, queries: Tensor, keys: Sequence[Keys | LazyKeys]) -> Tensor:
         """Attention and its output map by the cheapest of three forms that give the same result."""
@@ -253,17 +272,30 @@ class SelfAttention(nn.Module):
         self.mlp = MLP(channels, widening)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``[B, G, N, D] -> [B, G, N, D]``."""
-        x, normed = self.attention_norm(x, keep_sum=True)
-        attended = grouped_attention(self.query(normed), self.key(normed), self.value(normed), self.heads)
-        x, normed = self.mlp_norm(x, self._drop(self.output(attended)), keep_sum=True)
-        return x + self._drop(self.mlp(normed))
+    def forward(self, x: Tensor | Residual) -> Tensor | Residual:
+        """``[B, G, N, D] -> [B, G, N, D]``; a residual comes back as one, its last sum left to the next norm."""
+        given = x if isinstance(x, Residual) else Residual(x)
+        total, normed = self.attention_norm(*given, keep_sum=True)
+        total, normed = self.mlp_norm(total, *self._drop(*self._attend(normed)), keep_sum=True)
+        residual = Residual(total, *self._drop(*self.mlp.branch(normed)))
+        return residual if isinstance(x, Residual) else residual.total()
 
-    def _drop(self, branch: Tensor) -> Tensor:
-        branch = self.dropout(branch)
-        if not self.training or self.drop_path == 0.0:
-            return branch
+    def _attend(self, normed: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Attention and its output map, or that before its bias, and the bias."""
+        maps = (self.query, self.key, self.value)
+        weights, biases = [part.weight for part in maps], [part.bias for part in maps]
+        output = self.output
+        if can_self_attend(normed, weights, self.heads) and is_whole(*weights, *biases, output.weight, output.bias):
+            return linear(self_attend(normed, weights, biases, self.heads), output.weight), output.bias
+        query, key, value = (part(normed) for part in maps)
+        return output(grouped_attention(query, key, value, self.heads)), None
+
+    def _drop(self, branch: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        if not self.training or (self.dropout.p == 0.0 and self.drop_path == 0.0):
+            return branch, bias
+        branch = self.dropout(branch if bias is None else branch + bias)
+        if self.drop_path == 0.0:
+            return branch, None
         # One draw per example; kept branches are not rescaled (as in the original).
         kept = torch.rand(branch.shape[0], 1, 1, 1, device=branch.device) >= self.drop_path
-        return branch * kept.to(branch.dtype)
+        return branch * kept.to(branch.dtype), None

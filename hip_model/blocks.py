@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from hip_model.attention import CrossAttention, Keys, LazyKeys, SelfAttention
 from hip_model.init import Table
+from hip_model.norm import Residual
 
 
 class Block(nn.Module):
@@ -46,10 +47,10 @@ class Block(nn.Module):
     def forward(self, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None) -> Tensor:
         """``keys`` cover this block's groups in order; ``skip [B, G, N, D']``. Returns ``[B, G, N, D]``."""
         latents = self._queries(keys[0].batch)
-        latents = self.cross_attention(latents, keys, skip)
+        residual: Residual = self.cross_attention(latents, keys, skip, keep_residual=True)
         for layer in self.self_attention:
-            latents = layer(latents)
-        return latents
+            residual = layer(residual)
+        return residual.total()
 
     def layers(self) -> list[SelfAttention]:
         """The self-attention layers, in order."""

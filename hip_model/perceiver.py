@@ -326,6 +326,9 @@ class _GeluMLP(MLP):
     def forward(self, x: Tensor) -> Tensor:
         return self.output(gelu(self.hidden(x)))
 
+    def branch(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self(x), None
+
 
 def _cross_attention(config: PerceiverConfig, width: int) -> CrossAttention:
     attention = CrossAttention(config.num_channels, width, 1, config.cross_attention_widening)

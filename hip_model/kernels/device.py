@@ -15,6 +15,7 @@ from torch import Tensor
 _IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 _is_allowed = os.environ.get("HIP_PLAIN_KERNELS") != "1"
 _launches_are_recorded = False
+_PROGRAMS_PER_PROCESSOR = 4
 
 
 @contextlib.contextmanager
@@ -80,7 +81,7 @@ def shares(programs: int, blocks: int, device: torch.device) -> int:
 
 def programs_for(blocks: int, device: torch.device) -> int:
     """How many programs to start for that many blocks of rows, each taking several."""
-    return max(1, min(blocks, 4 * _processors(device)))
+    return max(1, min(blocks, _PROGRAMS_PER_PROCESSOR * _processors(device)))
 
 
 @lru_cache(maxsize=1)

@@ -15,8 +15,8 @@ from hip_model.kernels.device import shares
 from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 
 MOST_KEYS = 128
-# The fastest on an H200 of all three kernels (bench/results/gpu_kernels_h200.json).
-_BLOCK_TOKENS, _WARPS = 64, 4
+# Tokens of a block and warps of a program: the fastest on an H200 (bench/results/gpu_kernels_h200.json).
+_FORWARD, _MLP_BACKWARD, _ATTENTION_BACKWARD = (64, 4), (64, 4), (64, 4)
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,9 @@ def answer_pixels(
     A query is its normed code plus 1 and meets the keys as they are (see ``QueryNorm``). Empty slots give arbitrary
     values and send no gradient.
     """
-    result: Tensor = _AnswerPixels.apply(code, keys, answers, *weights.tensors(), where, epsilon)
+    result: Tensor = _AnswerPixels.apply(
+        code, keys, answers, *weights.tensors(), where, epsilon, torch.is_grad_enabled()
+    )
     return result
 
 
@@ -71,96 +73,112 @@ class _AnswerPixels(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, code: Tensor, keys: Tensor, answers: Tensor, *rest: Any
-    ) -> Tensor:  # the eight weights, the slots, the norm's epsilon
+    ) -> Tensor:  # the eight weights, the slots, the norm's epsilon, whether a backward pass may follow
         from hip_model.kernels.triton_pixel_answers import answer_kernel
 
-        *weights, where, epsilon = rest
+        *weights, where, epsilon, is_kept = rest
         code, keys, answers = code.contiguous(), keys.contiguous(), answers.contiguous()
         weights = [weight.contiguous() for weight in weights]
-        programs = where.batch * where.groups
-        count = shares(programs, -(-where.per_group // _BLOCK_TOKENS), code.device)
-        result = code.new_empty(where.batch, where.groups, where.per_group, weights[-1].shape[0])
+        programs, (block_tokens, warps) = where.batch * where.groups, _FORWARD
+        count = shares(programs, -(-where.per_group // block_tokens), code.device)
+        shape = (where.batch, where.groups, where.per_group)
+        result = code.new_empty(*shape, weights[-1].shape[0])
+        kept = code.new_empty(*shape, code.shape[-1]) if is_kept else result
+        log_sums = torch.empty(shape, dtype=torch.float32, device=code.device) if is_kept else result
         answer_kernel[(programs, count)](
-            code, where.argument(code), keys, answers, *weights, result, *_sizes(where, keys),
-            **_constants(where, keys, epsilon), **_channels(weights), block_tokens=_BLOCK_TOKENS, num_warps=_WARPS,
+            code, where.argument(code), keys, answers, *weights, result, kept, log_sums, *_sizes(where),
+            **_constants(where, code, epsilon), **_channels(weights), **_keys(keys), is_kept=is_kept,
+            block_tokens=block_tokens, num_warps=warps,
         )  # fmt: skip
-        ctx.save_for_backward(code, keys, answers, *weights)
+        if is_kept:
+            ctx.save_for_backward(code, keys, answers, kept, log_sums, *weights)
         ctx.constants = where, epsilon
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        code, keys, answers, *weights = ctx.saved_tensors
+        code, keys, answers, kept, log_sums, *weights = ctx.saved_tensors
         where, epsilon = ctx.constants
-        to_attended, of_weights = _mlp_backward(gradient, code, keys, answers, weights, where, epsilon)
-        found = _attention_backward(to_attended, code, keys, answers, where, epsilon)
-        return *found, *of_weights, None, None
+        to_attended, along, of_weights = _mlp_backward(gradient, kept, weights, where, epsilon)
+        found = _attention_backward(to_attended, along, log_sums, code, keys, answers, where, epsilon)
+        return *found, *of_weights, None, None, None
 
 
 def _mlp_backward(
-    gradient: Tensor,
-    code: Tensor,
-    keys: Tensor,
-    answers: Tensor,
-    weights: list[Tensor],
-    where: TokenSlots,
-    epsilon: float,
-) -> tuple[Tensor, list[Tensor]]:
-    """The gradients of what was attended ``[B, G, s, E]`` and of the weights."""
+    gradient: Tensor, kept: Tensor, weights: list[Tensor], where: TokenSlots, epsilon: float
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """The gradients of what was attended ``[B, G, s, E]``, their products with it ``[B, G, s]``, and the weights'."""
     from hip_model.kernels.triton_pixel_answers import answer_mlp_backward_kernel
 
-    programs = where.batch * where.groups
-    count, width = shares(programs, -(-where.per_group // _BLOCK_TOKENS), code.device), code.shape[-1]
-    rows = 2 * width + WIDE_CHANNELS + 5
-    to_attended = code.new_empty(where.batch, where.groups, where.per_group, width)
-    to_parameters = torch.empty(count * programs, rows, width, dtype=torch.float32, device=code.device)
+    programs, (block_tokens, warps) = where.batch * where.groups, _MLP_BACKWARD
+    count, width = shares(programs, -(-where.per_group // block_tokens), kept.device), kept.shape[-1]
+    rows = 2 * width + WIDE_CHANNELS + 2
+    to_attended = torch.empty_like(kept)
+    along = torch.empty(kept.shape[:-1], dtype=torch.float32, device=kept.device)
+    to_parameters = torch.empty(count * programs, rows, width, dtype=torch.float32, device=kept.device)
     answer_mlp_backward_kernel[(programs, count)](
-        code, where.argument(code), keys, answers, *weights[:-1], gradient.contiguous(), to_attended, to_parameters,
-        where.batch, *_sizes(where, keys), **_constants(where, keys, epsilon), **_channels(weights),
-        block_tokens=_BLOCK_TOKENS, num_warps=_WARPS,
+        where.argument(kept), kept, *weights[:-1], gradient.contiguous(), to_attended, along, to_parameters,
+        where.batch, *_sizes(where), **_constants(where, kept, epsilon), **_channels(weights),
+        block_tokens=block_tokens, num_warps=warps,
     )  # fmt: skip
-    return to_attended, _split(to_parameters.sum(0), width, weights)
+    return to_attended, along, _split(to_parameters.sum(0), width, weights)
 
 
 def _attention_backward(
-    to_attended: Tensor, code: Tensor, keys: Tensor, answers: Tensor, where: TokenSlots, epsilon: float
+    to_attended: Tensor,
+    along: Tensor,
+    log_sums: Tensor,
+    code: Tensor,
+    keys: Tensor,
+    answers: Tensor,
+    where: TokenSlots,
+    epsilon: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of the position codes, the keys and the answers."""
     from hip_model.kernels.triton_pixel_answers import answer_attention_backward_kernel
 
-    programs = where.batch * where.groups
-    count = shares(programs, -(-where.per_group // _BLOCK_TOKENS), code.device)
+    programs, (block_tokens, warps) = where.batch * where.groups, _ATTENTION_BACKWARD
+    count = shares(programs, -(-where.per_group // block_tokens), code.device)
     to_keys, to_answers = torch.empty(2, count, *keys.shape, dtype=torch.float32, device=code.device)
     to_tokens = torch.empty_like(to_attended)
     answer_attention_backward_kernel[(programs, count)](
-        code, where.argument(code), keys, answers, to_attended, to_keys, to_answers, to_tokens, where.batch,
-        *_sizes(where, keys), **_constants(where, keys, epsilon), block_tokens=_BLOCK_TOKENS, num_warps=_WARPS,
+        code, where.argument(code), keys, answers, log_sums, to_attended, along, to_keys, to_answers, to_tokens,
+        where.batch, *_sizes(where), **_constants(where, code, epsilon), **_keys(keys),
+        block_tokens=block_tokens, num_warps=warps,
     )  # fmt: skip
     of_keys, of_answers = (part.sum(0) if count > 1 else part[0] for part in (to_keys, to_answers))
     return where.sum_over_examples(to_tokens), of_keys.to(keys.dtype), of_answers.to(answers.dtype)
 
 
 def _split(summed: Tensor, width: int, weights: list[Tensor]) -> list[Tensor]:
-    """The kernel's rows of parameter gradients, in the order of ``HeadWeights.tensors``."""
+    """The kernel's rows of sums to gradients, in the order of ``HeadWeights.tensors``.
+
+    The kernel sums ``before' normed`` and ``before``; the gradients of the norm's weight and bias and of the hidden
+    matrix follow from those without another sum over tokens, and the output bias's from the last bias's.
+    """
     channels = weights[-1].shape[0]
-    hidden, output, unembed, ends = summed.split([width, width, WIDE_CHANNELS, 5])
-    found = (ends[0], ends[1], hidden, ends[2], output, ends[3], unembed[:channels], ends[4, :channels])
+    gamma, beta, hidden_matrix, unembed_matrix = (weights[index].float() for index in (0, 1, 2, 6))
+    by_normed, output, unembed, (to_bias, to_last) = summed.split([width, width, WIDE_CHANNELS, 2])
+    hidden = by_normed * gamma + to_bias.unsqueeze(1) * beta
+    to_gamma = (hidden_matrix * by_normed).sum(0)
+    to_end_bias = to_last[:channels] @ unembed_matrix
+    found = (to_gamma, to_bias @ hidden_matrix, hidden, to_bias, output, to_end_bias, unembed[:channels],
+             to_last[:channels])  # fmt: skip
     return [part.to(weight.dtype) for part, weight in zip(found, weights, strict=True)]
 
 
-def _sizes(where: TokenSlots, keys: Tensor) -> tuple[int, ...]:
+def _sizes(where: TokenSlots) -> tuple[int, ...]:
     """The kernels' run-time sizes after the batch, in their order."""
-    return (where.groups, where.per_group, where.group_tokens, where.num_tokens, *where.strides, keys.shape[2])
+    return (where.groups, where.per_group, where.group_tokens, where.num_tokens, *where.strides)
 
 
-def _constants(where: TokenSlots, keys: Tensor, epsilon: float) -> dict[str, Any]:
-    return {
-        "epsilon": epsilon,
-        "has_slots": where.slots is not None,
-        "width": keys.shape[-1],
-        "wide_keys": max(16, 2 ** math.ceil(math.log2(keys.shape[2]))),
-    }
+def _constants(where: TokenSlots, code: Tensor, epsilon: float) -> dict[str, Any]:
+    return {"epsilon": epsilon, "has_slots": where.slots is not None, "width": code.shape[-1]}
+
+
+def _keys(keys: Tensor) -> dict[str, Any]:
+    return {"num_keys": keys.shape[2], "wide_keys": max(16, int(2 ** math.ceil(math.log2(keys.shape[2]))))}
 
 
 def _channels(weights: list[Tensor]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,9 +9,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from hip_model.kernels.device import compute_dtype, has_layer_kernels, programs_for
-
-_BLOCK_VALUES = 4096
+from hip_model.kernels.device import compute_dtype, has_layer_kernels
+from hip_model.kernels.row_sums import column_sums
 
 
 def can_map_rows(x: Tensor, weight: Tensor) -> bool:
@@ -24,22 +22,6 @@ def rows_linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """``x [..., in] weight' + bias``."""
     result: Tensor = _RowsLinear.apply(x, weight, bias)
     return result
-
-
-def column_sums(rows: Tensor) -> Tensor:
-    """``[R, C]`` summed over its rows in float32, then rounded: ``[C]``. The same bits on every run."""
-    from hip_model.kernels.triton_rows import column_sums_kernel
-
-    count, width = rows.shape
-    columns = int(min(128, 2 ** math.ceil(math.log2(max(16, width)))))
-    block_rows = _BLOCK_VALUES // columns
-    across = -(-width // columns)
-    shares = max(1, min(programs_for(-(-count // block_rows), rows.device) // across, -(-count // block_rows)))
-    partial = torch.empty(shares, width, dtype=torch.float32, device=rows.device)
-    column_sums_kernel[(across, shares)](
-        rows, partial, count, width, block_rows=block_rows, block_columns=columns, num_warps=4
-    )
-    return partial.sum(0).to(rows.dtype)
 
 
 class _RowsLinear(torch.autograd.Function):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+LOG2_E = tl.constexpr(1.4426950408889634)
+"""Scores times this, to base 2: the device's own exponential."""
+
 
 @triton.jit
 def dot(left, right):

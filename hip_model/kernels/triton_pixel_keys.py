@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from hip_model.kernels.triton_common import dot, norm_rows, norm_rows_backward, token_rows
+from hip_model.kernels.triton_common import LOG2_E, dot, norm_rows, norm_rows_backward, token_rows
 
 
 @triton.jit
@@ -94,12 +94,14 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
     query = tl.load(source, mask=is_query[:, None], other=0.0).to(kind)
     sent = tl.load(gradient + first_query * width + at_query, mask=is_query[:, None], other=0.0).to(kind)
     sent_along = tl.load(along + first_query + row_of_query, mask=is_query, other=0.0)
-    log_sum = tl.load(log_sums + first_query + row_of_query, mask=is_query, other=0.0)
+    log_sum = tl.load(log_sums + first_query + row_of_query, mask=is_query, other=0.0) * LOG2_E
     gamma, beta = tl.load(norm_weight + column).to(tl.float32), tl.load(norm_bias + column).to(tl.float32)
     to_query = tl.zeros([wide_queries, width], dtype=tl.float32)
     to_embed = tl.zeros([wide_channels, width], dtype=tl.float32)
-    to_bias, to_gamma, to_beta = (tl.zeros([width], dtype=tl.float32), tl.zeros([width], dtype=tl.float32),
-                                  tl.zeros([width], dtype=tl.float32))  # fmt: skip
+    # Summed over rows once at the end: a sum across warps in every turn would cost more than the products.
+    to_bias = tl.zeros([block_tokens, width], dtype=tl.float32)
+    to_gamma = tl.zeros([block_tokens, width], dtype=tl.float32)
+    to_beta = tl.zeros([block_tokens, width], dtype=tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
     for block in range(share * per_share, tl.minimum((share + 1) * per_share, blocks)):
@@ -108,15 +110,16 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
         values, normed, inverse = _tokens(raw, code, embed_weight, embed_bias, example, row, valid, num_tokens,
                                           channels, wide_channels, width, epsilon)  # fmt: skip
         token = (normed * gamma[None, :] + beta[None, :]).to(kind)
-        score = tl.where(valid[:, None] & is_query[None, :], dot(token, tl.trans(query)) * scale, float("-inf"))
-        weight = tl.exp(score - log_sum[None, :])
+        # Rows of zeros beyond the last query add nothing; tokens that are not there must not.
+        score = tl.where(valid[:, None], dot(token, tl.trans(query)) * (scale * LOG2_E), float("-inf"))
+        weight = tl.exp2(score - log_sum[None, :])
         to_score = (weight * (dot(token, tl.trans(sent)) - sent_along[None, :]) * scale).to(kind)
         to_token = dot(weight.to(kind), sent) + dot(to_score, query)
         to_query += dot(tl.trans(to_score), token)
-        to_gamma += tl.sum(to_token * normed, axis=0)
-        to_beta += tl.sum(to_token, axis=0)
+        to_gamma += to_token * normed
+        to_beta += to_token
         before = norm_rows_backward(to_token * gamma[None, :], normed, inverse, width)
-        to_bias += tl.sum(before, axis=0)
+        to_bias += before
         before = before.to(kind)
         to_embed += dot(tl.trans(values), before)
         place = (tl.program_id(0).to(tl.int64) * num_slots + index)[:, None] * width + column[None, :]
@@ -125,6 +128,6 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
     tl.store(to_queries + program * num_queries * width + at_query, to_query, mask=is_query[:, None])
     place = to_parameters + program * (wide_channels + 3) * width + column
     tl.store(place[None, :] + channel[:, None] * width, to_embed)
-    tl.store(place + wide_channels * width, to_bias)
-    tl.store(place + (wide_channels + 1) * width, to_gamma)
-    tl.store(place + (wide_channels + 2) * width, to_beta)
+    tl.store(place + wide_channels * width, tl.sum(to_bias, axis=0))
+    tl.store(place + (wide_channels + 1) * width, tl.sum(to_gamma, axis=0))
+    tl.store(place + (wide_channels + 2) * width, tl.sum(to_beta, axis=0))

@@ -1,4 +1,4 @@
-"""Rows of activations: layer norm with an optional addition before it, squared ReLU, sums over rows."""
+"""Rows of activations: layer norm with the additions before it, squared ReLU, sums over rows."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from hip_model.kernels.triton_common import norm_rows_backward
 
 
 @triton.jit
-def norm_kernel(x, plus, weight, bias, total, result, means, inverses, rows, width: tl.constexpr, wide: tl.constexpr,
-                epsilon: tl.constexpr, has_plus: tl.constexpr, block_rows: tl.constexpr):  # fmt: skip
-    """``result [R, C]`` is ``x + plus`` normed; ``total`` the sum, and each row's mean and one over its deviation."""
+def norm_kernel(x, plus, plus_bias, weight, bias, total, result, means, inverses, rows, width: tl.constexpr,
+                wide: tl.constexpr, epsilon: tl.constexpr, has_plus: tl.constexpr, has_plus_bias: tl.constexpr,
+                block_rows: tl.constexpr):  # fmt: skip
+    """``result [R, C]`` is ``x + plus + plus_bias`` normed; ``total`` the sum; each row's mean and 1 / deviation."""
     row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)
     column = tl.arange(0, wide)
     place = row[:, None] * width + column[None, :]
@@ -19,6 +20,8 @@ def norm_kernel(x, plus, weight, bias, total, result, means, inverses, rows, wid
     value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
     if has_plus:
         value += tl.load(plus + place, mask=inside, other=0.0).to(tl.float32)
+        if has_plus_bias:
+            value += tl.load(plus_bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
         # The sum as it is kept, so that the backward pass norms the same numbers.
         value = value.to(total.dtype.element_ty)
         tl.store(total + place, value, mask=inside)
@@ -36,12 +39,18 @@ def norm_kernel(x, plus, weight, bias, total, result, means, inverses, rows, wid
 
 @triton.jit
 def norm_backward_kernel(total, weight, means, inverses, gradient, through, to_x, partial, rows, width: tl.constexpr,
-                         wide: tl.constexpr, has_through: tl.constexpr, block_rows: tl.constexpr):  # fmt: skip
-    """``to_x`` from the gradients of the normed rows and (``through``) of the sum; ``partial [programs, 2, wide]``."""
+                         wide: tl.constexpr, has_through: tl.constexpr, has_plus_bias: tl.constexpr,
+                         block_rows: tl.constexpr):  # fmt: skip
+    """``to_x`` from the gradients of the normed rows and (``through``) of the sum.
+
+    ``partial [programs, 2 or 3, C]``: of weight, bias and, with ``has_plus_bias``, the sum of ``to_x`` over the rows.
+    """
     column = tl.arange(0, wide)
     is_column = column < width
     gamma = tl.load(weight + column, mask=is_column, other=0.0).to(tl.float32)
-    to_gamma, to_beta = tl.zeros([wide], dtype=tl.float32), tl.zeros([wide], dtype=tl.float32)
+    to_gamma = tl.zeros([block_rows, wide], dtype=tl.float32)
+    to_beta = tl.zeros([block_rows, wide], dtype=tl.float32)
+    to_plus_bias = tl.zeros([block_rows, wide], dtype=tl.float32)
     for block in range(tl.program_id(0), tl.cdiv(rows, block_rows), tl.num_programs(0)):
         row = (block * block_rows + tl.arange(0, block_rows)).to(tl.int64)
         place = row[:, None] * width + column[None, :]
@@ -51,15 +60,32 @@ def norm_backward_kernel(total, weight, means, inverses, gradient, through, to_x
         mean = tl.load(means + row, mask=row < rows, other=0.0)
         inverse = tl.load(inverses + row, mask=row < rows, other=0.0)
         normed = tl.where(is_column[None, :], (value - mean[:, None]) * inverse[:, None], 0.0)
-        to_gamma += tl.sum(sent * normed, axis=0)
-        to_beta += tl.sum(sent, axis=0)
+        to_gamma += sent * normed
+        to_beta += sent
         found = norm_rows_backward(sent * gamma[None, :], normed, inverse, width)
         if has_through:
             found += tl.load(through + place, mask=inside, other=0.0).to(tl.float32)
+        if has_plus_bias:
+            to_plus_bias += tl.where(inside, found, 0.0)
         tl.store(to_x + place, found.to(to_x.dtype.element_ty), mask=inside)
-    first = tl.program_id(0) * 2 * wide + column
-    tl.store(partial + first, to_gamma)
-    tl.store(partial + first + wide, to_beta)
+    place = partial + tl.program_id(0).to(tl.int64) * (3 if has_plus_bias else 2) * width + column
+    tl.store(place, tl.sum(to_gamma, axis=0), mask=is_column)
+    tl.store(place + width, tl.sum(to_beta, axis=0), mask=is_column)
+    if has_plus_bias:
+        tl.store(place + 2 * width, tl.sum(to_plus_bias, axis=0), mask=is_column)
+
+
+@triton.jit
+def sum_kernel(x, plus, plus_bias, total, rows, width: tl.constexpr, wide: tl.constexpr, block_rows: tl.constexpr):
+    """``total = x + plus + plus_bias``, each ``[R, C]`` but the bias, ``[C]``."""
+    row = (tl.program_id(0) * block_rows + tl.arange(0, block_rows)).to(tl.int64)
+    column = tl.arange(0, wide)
+    place = row[:, None] * width + column[None, :]
+    inside = (row < rows)[:, None] & (column < width)[None, :]
+    value = tl.load(x + place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(plus + place, mask=inside, other=0.0).to(tl.float32)
+    value += tl.load(plus_bias + column, mask=column < width, other=0.0).to(tl.float32)[None, :]
+    tl.store(total + place, value.to(total.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -71,13 +97,20 @@ def squared_relu_kernel(x, result, count, block: tl.constexpr):
 
 
 @triton.jit
-def squared_relu_backward_kernel(x, gradient, to_x, squared, count, block: tl.constexpr):
-    """``2 max(x, 0) gradient``, and the squares again in the same pass."""
-    place = tl.program_id(0).to(tl.int64) * block + tl.arange(0, block)
-    positive = tl.maximum(tl.load(x + place, mask=place < count, other=0.0).to(tl.float32), 0.0)
-    sent = tl.load(gradient + place, mask=place < count, other=0.0).to(tl.float32)
-    tl.store(to_x + place, (2.0 * positive * sent).to(to_x.dtype.element_ty), mask=place < count)
-    tl.store(squared + place, (positive * positive).to(squared.dtype.element_ty), mask=place < count)
+def squared_relu_backward_kernel(squares, gradient, to_x, partial, rows, width, block_rows: tl.constexpr,
+                                 block_columns: tl.constexpr):  # fmt: skip
+    """``to_x = 2 sqrt(squares) gradient``, ``[R, C]``, and its sums over shares of the rows: ``partial [S, C]``."""
+    column = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
+    total = tl.zeros([block_rows, block_columns], dtype=tl.float32)
+    for block in range(tl.program_id(1), tl.cdiv(rows, block_rows), tl.num_programs(1)):
+        row = (block * block_rows + tl.arange(0, block_rows)).to(tl.int64)
+        place = row[:, None] * width + column[None, :]
+        inside = (row < rows)[:, None] & (column < width)[None, :]
+        positive = tl.sqrt(tl.load(squares + place, mask=inside, other=0.0).to(tl.float32))
+        found = 2.0 * positive * tl.load(gradient + place, mask=inside, other=0.0).to(tl.float32)
+        tl.store(to_x + place, found.to(to_x.dtype.element_ty), mask=inside)
+        total += found
+    tl.store(partial + tl.program_id(1) * width + column, tl.sum(total, axis=0), mask=column < width)
 
 
 @triton.jit
@@ -90,3 +123,15 @@ def column_sums_kernel(x, partial, rows, width, block_rows: tl.constexpr, block_
         inside = (row < rows)[:, None] & (column < width)[None, :]
         total += tl.load(x + row[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)
     tl.store(partial + tl.program_id(1) * width + column, tl.sum(total, axis=0), mask=column < width)
+
+
+@triton.jit
+def finish_sums_kernel(partial, result, shares, width, block_shares: tl.constexpr, block_columns: tl.constexpr):
+    """``partial [S, C]`` summed over its shares, always in the same order, and rounded: ``result [C]``."""
+    column = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
+    total = tl.zeros([block_shares, block_columns], dtype=tl.float32)
+    for block in range(0, tl.cdiv(shares, block_shares)):
+        share = (block * block_shares + tl.arange(0, block_shares)).to(tl.int64)
+        inside = (share < shares)[:, None] & (column < width)[None, :]
+        total += tl.load(partial + share[:, None] * width + column[None, :], mask=inside, other=0.0)
+    tl.store(result + column, tl.sum(total, axis=0).to(result.dtype.element_ty), mask=column < width)

@@ -20,11 +20,13 @@ from torch.nn.functional import layer_norm, linear
 from hip_model import MaskedAutoencoder, Modality, build_model
 from hip_model.autoencoder import LossConfig
 from hip_model.kernels.device import plain_kernels, recorded_launches
+from hip_model.kernels.mlp_rows import mlp_rows
+from hip_model.kernels.naive import naive_squared_relu
 from hip_model.kernels.pixel_answers import HeadWeights, answer_pixels, naive_answer_pixels
 from hip_model.kernels.pixel_keys import PixelWeights, attend_pixels, naive_attend_pixels
-from hip_model.kernels.row_norm import norm_rows
+from hip_model.kernels.row_norm import norm_rows, sum_rows
 from hip_model.kernels.rows_linear import rows_linear
-from hip_model.kernels.squared_relu import squared_relu_linear
+from hip_model.kernels.self_attend import naive_self_attend, self_attend
 from hip_model.kernels.token_slots import TokenSlots
 from hip_model.masking import MaskConfig
 
@@ -147,35 +149,82 @@ def test_answers_for_pixels_equal_their_naive_twin(draw: st.DataObject) -> None:
 def test_norm_of_a_sum_equals_its_two_steps(rows: int, width: int, has_plus: bool) -> None:
     torch.manual_seed(rows)
     inputs = {"x": random(2, rows, width), "weight": random(width), "bias": random(width)}
-    inputs |= {"plus": random(1, rows, width)} if has_plus else {}
+    inputs |= {"plus": random(1, rows, width), "plus_bias": random(width)} if has_plus else {}
     of_sum, of_norm = torch.randn(2, 2, rows, width, device=DEVICE)
 
-    def fast(x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None = None) -> Tensor:
-        total, normed = norm_rows(x, plus, weight, bias, 1e-5)
+    def fast(x: Tensor, weight: Tensor, bias: Tensor, **plus: Tensor) -> Tensor:
+        total, normed = norm_rows(x, plus.get("plus"), plus.get("plus_bias"), weight, bias, 1e-5)
         return (total.float() * of_sum).sum() + (normed.float() * of_norm).sum()
 
-    def naive(x: Tensor, weight: Tensor, bias: Tensor, plus: Tensor | None = None) -> Tensor:
-        total = x if plus is None else x + plus
+    def naive(x: Tensor, weight: Tensor, bias: Tensor, **plus: Tensor) -> Tensor:
+        total = x + plus["plus"] + plus["plus_bias"] if plus else x
         return (total * of_sum).sum() + (layer_norm(total, (width,), weight, bias, 1e-5) * of_norm).sum()
 
     assert_close(gradients(fast, inputs), gradients(naive, {name: value.float() for name, value in inputs.items()}))
 
 
+def test_a_sum_before_no_norm_equals_its_naive_form() -> None:
+    inputs = {"x": random(3, 70, 48), "plus": random(3, 70, 48), "plus_bias": random(48)}
+    weights = torch.randn(3, 70, 48, device=DEVICE)
+
+    def naive(x: Tensor, plus: Tensor, plus_bias: Tensor) -> Tensor:
+        return ((x + plus + plus_bias).float() * weights).sum()
+
+    reference = gradients(naive, {name: value.float() for name, value in inputs.items()})
+    assert_close(gradients(lambda **parts: (sum_rows(**parts).float() * weights).sum(), inputs), reference)
+
+
 @pytest.mark.parametrize("rows", [1, 40, 700])
-@pytest.mark.parametrize("after_squared_relu", [True, False])
-def test_linear_maps_of_rows_equal_their_naive_form(rows: int, after_squared_relu: bool) -> None:
+def test_a_linear_map_of_rows_equals_its_naive_form(rows: int) -> None:
     torch.manual_seed(rows)
     inputs = {"x": random(2, rows, 48), "weight": random(130, 48), "bias": random(130)}
     weights = torch.randn(2, rows, 130, device=DEVICE)
+    reference = gradients(
+        lambda **parts: (linear(*parts.values()) * weights).sum(), {k: v.float() for k, v in inputs.items()}
+    )
+    assert_close(gradients(lambda **parts: (rows_linear(**parts).float() * weights).sum(), inputs), reference)
 
-    def fast(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        mapped = squared_relu_linear(x, weight, bias) if after_squared_relu else rows_linear(x, weight, bias)
-        return (mapped.float() * weights).sum()
 
-    def naive(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return (linear(x.relu().square() if after_squared_relu else x, weight, bias) * weights).sum()
+@pytest.mark.parametrize("rows", [1, 40, 700])
+def test_an_mlp_of_rows_equals_its_naive_form(rows: int) -> None:
+    torch.manual_seed(rows)
+    inputs = {
+        **{"x": random(2, rows, 48), "hidden_weight": random(130, 48) * 0.2, "hidden_bias": random(130)},
+        "output_weight": random(24, 130) * 0.2,
+    }
+    weights = torch.randn(2, rows, 24, device=DEVICE)
 
-    assert_close(gradients(fast, inputs), gradients(naive, {name: value.float() for name, value in inputs.items()}))
+    def naive(x: Tensor, hidden_weight: Tensor, hidden_bias: Tensor, output_weight: Tensor) -> Tensor:
+        return (linear(naive_squared_relu(linear(x, hidden_weight, hidden_bias)), output_weight) * weights).sum()
+
+    reference = gradients(naive, {name: value.float() for name, value in inputs.items()})
+    assert_close(gradients(lambda **parts: (mlp_rows(**parts).float() * weights).sum(), inputs), reference)
+
+
+@pytest.mark.parametrize(
+    ("latents", "heads", "head_width"), [(1, 1, 16), (32, 4, 16), (40, 2, 48), (128, 3, 32), (200, 1, 64)]
+)
+def test_self_attention_from_one_projection_equals_its_naive_twin(latents: int, heads: int, head_width: int) -> None:
+    torch.manual_seed(latents)
+    width = heads * head_width
+    names = ("query", "key", "value")
+    inputs = {"x": random(2, 2, latents, width)}
+    inputs |= {f"{name}_weight": random(width, width) * 0.15 for name in names}
+    inputs |= {f"{name}_bias": random(width) for name in names}
+    of_result = torch.randn(2, 2, latents, width, device=DEVICE)
+
+    def run(attend: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def loss(x: Tensor, **maps: Tensor) -> Tensor:
+            weights, biases = ([maps[f"{name}_{kind}"] for name in names] for kind in ("weight", "bias"))
+            return (attend(x, weights, biases, heads).float() * of_result).sum()
+
+        return loss
+
+    reference = {name: value.float() for name, value in inputs.items()}
+    found, expected = gradients(run(self_attend), inputs), gradients(run(naive_self_attend), reference)
+    # A key's bias moves all scores of a query alike: its gradient is 0 but for rounding.
+    assert found.pop("key_bias").norm() <= TOLERANCE * expected["query_bias"].norm() + 1e-4
+    assert_close(found, {name: value for name, value in expected.items() if name != "key_bias"})
 
 
 IMAGE = [Modality("image", 12 * 13, 3, (12, 13))]

@@ -328,7 +328,7 @@ def test_processor_latents_are_drawn_in_training_and_all_used_in_evaluation() ->
 def test_drop_path_drops_whole_examples_without_rescaling() -> None:
     layer = HiP(small_config(drop_path=0.5), MODALITIES).blocks[0].self_attention[0].train()
     torch.manual_seed(0)
-    kept = layer._drop(torch.ones(64, 3, 2, 2))
+    kept, _ = layer._drop(torch.ones(64, 3, 2, 2), None)
     per_example = kept.flatten(1)
     assert set(per_example.unique().tolist()) == {0.0, 1.0}
     assert bool((per_example.amax(1) == per_example.amin(1)).all())
