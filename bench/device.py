@@ -18,20 +18,45 @@ _STRETCH_SECONDS = 0.25
 class MasterAdamW:
     """AdamW on float32 copies of bfloat16 weights, as mixed-precision training keeps them; fits into a CUDA graph."""
 
+    rate, betas, epsilon, decay = 1e-4, (0.9, 0.999), 1e-8, 0.01
+
     def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        from bench.triton_adamw import BLOCK
+
         self.parameters = list(parameters)
-        self.master = [nn.Parameter(p.detach().float()) for p in self.parameters]
-        for master in self.master:
-            master.grad = torch.zeros_like(master)
-        self.adamw = torch.optim.AdamW(self.master, lr=1e-4, fused=True, capturable=True)
+        device = self.parameters[0].device
+        sizes = torch.tensor([p.numel() for p in self.parameters])
+        room = (sizes + 15) // 16 * 16  # so that each begins at a whole number of 64 bytes
+        firsts = room.cumsum(0) - room
+        blocks = (sizes + BLOCK - 1) // BLOCK
+        parts = torch.arange(len(sizes)).repeat_interleave(blocks)
+        offsets = (torch.arange(len(parts)) - (blocks.cumsum(0) - blocks)[parts]) * BLOCK
+        weights = torch.tensor([p.data_ptr() for p in self.parameters])
+        self._layout = [value.to(device) for value in (parts, offsets, weights)]
+        self._sizes, self._firsts = sizes.to(device), firsts.to(device)
+        self.master, self.mean, self.square = torch.zeros(3, int(room.sum()), device=device)
+        for parameter, first in zip(self.parameters, firsts.tolist(), strict=True):
+            self.master[first : first + parameter.numel()] = parameter.detach().flatten()
+        self.count = torch.zeros((), device=device)
+        self._addresses: list[Tensor] = []  # what a recorded step copies from has to stay
 
     def step(self) -> None:
         """Apply the gradients of the bfloat16 weights, and drop them."""
+        from bench.triton_adamw import BLOCK, adamw_kernel
+
         with torch.no_grad():
-            gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
-            torch._foreach_copy_([m.grad for m in self.master], gradients)
-            self.adamw.step()
-            torch._foreach_copy_(self.parameters, self.master)
+            gradients = [torch.zeros_like(p) if p.grad is None else p.grad.contiguous() for p in self.parameters]
+            gradients = [found if found.data_ptr() % 16 == 0 else found.clone() for found in gradients]
+            is_recorded = self.count.is_cuda and torch.cuda.is_current_stream_capturing()
+            addresses = torch.tensor([found.data_ptr() for found in gradients], pin_memory=self.count.is_cuda)
+            self._addresses = [*self._addresses, addresses] if is_recorded else [addresses]
+            self.count += 1
+            parts, offsets, weights = self._layout
+            adamw_kernel[(len(parts),)](
+                parts, offsets, weights, addresses.to(self.count.device, non_blocking=True), self._sizes, self._firsts,
+                self.master, self.mean, self.square, self.count, self.rate, beta_mean=self.betas[0],
+                beta_square=self.betas[1], epsilon=self.epsilon, decay=self.decay, block=BLOCK, num_warps=4,
+            )  # fmt: skip
             for parameter in self.parameters:
                 parameter.grad = None
 

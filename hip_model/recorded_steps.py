@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.func import functional_call
 
 from hip_model.autoencoder import MAEOutput, MaskedAutoencoder
 from hip_model.kernels.device import recorded_launches
@@ -68,20 +69,21 @@ class _Recording:
         self.where = where
         self.turn = 0
         self._parameters = parameters
+        self._model = _Aliased(autoencoder)
         self._inputs = {name: value.clone() for name, value in inputs.items()}
         self._mask_seed = mask_seed.clone()
         self._forward_graph, self._backward_graph = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         # A cast of a weight that autocast remembers from before would never be made again in a replay.
         is_cast, kind = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
         with recorded_launches(), torch.autocast("cuda", kind, enabled=is_cast, cache_enabled=False):
-            self._warm_up(autoencoder)
+            self._warm_up()
             # Threads that write checkpoints or pin batches may go on meanwhile.
             with torch.cuda.graph(self._forward_graph, capture_error_mode="thread_local"):
-                output = self._compute(autoencoder)
+                output = self._model.compute(self._inputs, self._mask_seed)
             self.loss_gradient = torch.ones_like(output.loss)
             pool = self._forward_graph.pool()
             with torch.cuda.graph(self._backward_graph, pool=pool, capture_error_mode="thread_local"):
-                self.gradients = torch.autograd.grad(output.loss, parameters, self.loss_gradient, allow_unused=True)
+                self.gradients = self._model.gradients(output.loss, self.loss_gradient)
         self.output = _detached(output)
 
     def fits(self, inputs: Mapping[str, Tensor], mask_seed: Tensor) -> bool:
@@ -118,17 +120,43 @@ class _Recording:
         self._backward_graph.replay()
         return tuple(None if found is None else found.clone() for found in self.gradients)
 
-    def _compute(self, autoencoder: MaskedAutoencoder) -> MAEOutput:
-        return type(autoencoder).forward(autoencoder, self._inputs, self._mask_seed)
-
-    def _warm_up(self, autoencoder: MaskedAutoencoder) -> None:
+    def _warm_up(self) -> None:
         """Kernels are compiled and workspaces made outside the recording."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UP):
-                torch.autograd.grad(self._compute(autoencoder).loss, self._parameters, allow_unused=True)
+                self._model.gradients(self._model.compute(self._inputs, self._mask_seed).loss)
         torch.cuda.current_stream().wait_stream(stream)
+
+
+class _Aliased(nn.Module):
+    """The plain autoencoder on aliases of its parameters: leaves of their own over the same memory.
+
+    PyTorch remembers for each leaf the stream on which it was first used while anything holds on to that use: an old
+    loss, or the hooks of DeepSpeed and DDP. A recording must not wait for that stream, so it has leaves without a past.
+    """
+
+    def __init__(self, autoencoder: MaskedAutoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+        self._aliases: dict[str, Tensor] = {
+            name: nn.Parameter(parameter.detach()) if parameter.requires_grad else parameter
+            for name, parameter in self.named_parameters()
+        }
+
+    def forward(self, inputs: Mapping[str, Tensor], mask_seed: Tensor) -> MAEOutput:
+        return type(self.autoencoder).forward(self.autoencoder, inputs, mask_seed)
+
+    def compute(self, inputs: Mapping[str, Tensor], mask_seed: Tensor) -> MAEOutput:
+        """The autoencoder's output."""
+        output: MAEOutput = functional_call(self, self._aliases, (inputs, mask_seed))
+        return output
+
+    def gradients(self, loss: Tensor, gradient: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """Of the parameters that are trained, in order."""
+        leaves = [alias for alias in self._aliases.values() if alias.requires_grad]
+        return torch.autograd.grad(loss, leaves, gradient, allow_unused=True)
 
 
 class _Replay(torch.autograd.Function):

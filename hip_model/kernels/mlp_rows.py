@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
-from hip_model.kernels.row_sums import column_blocks, finish_sums
+from hip_model.kernels.row_sums import STAGES, column_blocks, finish_sums
 
 _BLOCK_VALUES = 2048
 
@@ -47,8 +47,9 @@ class _MLPRows(torch.autograd.Function):
         columns, block_rows, grid = column_blocks(count, width, before.device)
         partial = torch.empty(grid[1], width, dtype=torch.float32, device=before.device)
         squared_relu_backward_kernel[grid](
-            squares, before, before, partial, count, width, block_rows=block_rows, block_columns=columns, num_warps=4
-        )
+            squares, before, before, partial, count, width, block_rows=block_rows, block_columns=columns,
+            stages=STAGES, num_warps=4,
+        )  # fmt: skip
         to_x = (before @ hidden_weight).view(x.shape) if ctx.needs_input_grad[0] else None
         to_hidden, to_output = before.t() @ x.flatten(0, -2), rows.t() @ squares
         return to_x, to_hidden, finish_sums(partial, hidden_weight.dtype), to_output

@@ -15,8 +15,11 @@ from hip_model.kernels.device import shares
 from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 
 MOST_KEYS = 128
-# Tokens of a block and warps of a program: the fastest on an H200 (bench/results/gpu_kernels_h200.json).
-_FORWARD, _MLP_BACKWARD, _ATTENTION_BACKWARD = (64, 4), (64, 4), (64, 4)
+# By width, tokens of a block, warps of a program and its loop's stages: the fastest on an H200
+# (bench/results/gpu_kernels_h200.json).
+_FORWARD = {16: (64, 4, 1), 32: (64, 4, 1)}
+_MLP_BACKWARD = {16: (32, 1, 1), 32: (64, 2, 1)}
+_ATTENTION_BACKWARD = {16: (32, 2, 1), 32: (64, 4, 1)}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class _AnswerPixels(torch.autograd.Function):
         *weights, where, epsilon, is_kept = rest
         code, keys, answers = code.contiguous(), keys.contiguous(), answers.contiguous()
         weights = [weight.contiguous() for weight in weights]
-        programs, (block_tokens, warps) = where.batch * where.groups, _FORWARD
+        programs, (block_tokens, warps, stages) = where.batch * where.groups, _FORWARD[code.shape[-1]]
         count = shares(programs, -(-where.per_group // block_tokens), code.device)
         shape = (where.batch, where.groups, where.per_group)
         result = code.new_empty(*shape, weights[-1].shape[0])
@@ -88,7 +91,7 @@ class _AnswerPixels(torch.autograd.Function):
         answer_kernel[(programs, count)](
             code, where.argument(code), keys, answers, *weights, result, kept, log_sums, *_sizes(where),
             **_constants(where, code, epsilon), **_channels(weights), **_keys(keys), is_kept=is_kept,
-            block_tokens=block_tokens, num_warps=warps,
+            block_tokens=block_tokens, stages=stages, num_warps=warps,
         )  # fmt: skip
         if is_kept:
             ctx.save_for_backward(code, keys, answers, kept, log_sums, *weights)
@@ -111,7 +114,7 @@ def _mlp_backward(
     """The gradients of what was attended ``[B, G, s, E]``, their products with it ``[B, G, s]``, and the weights'."""
     from hip_model.kernels.triton_pixel_answers import answer_mlp_backward_kernel
 
-    programs, (block_tokens, warps) = where.batch * where.groups, _MLP_BACKWARD
+    programs, (block_tokens, warps, stages) = where.batch * where.groups, _MLP_BACKWARD[kept.shape[-1]]
     count, width = shares(programs, -(-where.per_group // block_tokens), kept.device), kept.shape[-1]
     rows = 2 * width + WIDE_CHANNELS + 2
     to_attended = torch.empty_like(kept)
@@ -120,7 +123,7 @@ def _mlp_backward(
     answer_mlp_backward_kernel[(programs, count)](
         where.argument(kept), kept, *weights[:-1], gradient.contiguous(), to_attended, along, to_parameters,
         where.batch, *_sizes(where), **_constants(where, kept, epsilon), **_channels(weights),
-        block_tokens=block_tokens, num_warps=warps,
+        block_tokens=block_tokens, stages=stages, num_warps=warps,
     )  # fmt: skip
     return to_attended, along, _split(to_parameters.sum(0), width, weights)
 
@@ -138,14 +141,14 @@ def _attention_backward(
     """The gradients of the position codes, the keys and the answers."""
     from hip_model.kernels.triton_pixel_answers import answer_attention_backward_kernel
 
-    programs, (block_tokens, warps) = where.batch * where.groups, _ATTENTION_BACKWARD
+    programs, (block_tokens, warps, stages) = where.batch * where.groups, _ATTENTION_BACKWARD[code.shape[-1]]
     count = shares(programs, -(-where.per_group // block_tokens), code.device)
     to_keys, to_answers = torch.empty(2, count, *keys.shape, dtype=torch.float32, device=code.device)
     to_tokens = torch.empty_like(to_attended)
     answer_attention_backward_kernel[(programs, count)](
         code, where.argument(code), keys, answers, log_sums, to_attended, along, to_keys, to_answers, to_tokens,
         where.batch, *_sizes(where), **_constants(where, code, epsilon), **_keys(keys),
-        block_tokens=block_tokens, num_warps=warps,
+        block_tokens=block_tokens, stages=stages, num_warps=warps,
     )  # fmt: skip
     of_keys, of_answers = (part.sum(0) if count > 1 else part[0] for part in (to_keys, to_answers))
     return where.sum_over_examples(to_tokens), of_keys.to(keys.dtype), of_answers.to(answers.dtype)

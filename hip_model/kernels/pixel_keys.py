@@ -18,8 +18,8 @@ from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 WIDTHS = (16, 32)
 MOST_QUERIES = 128
 # Tokens of a block and warps of a program by width: the fastest on an H200 (bench/results/gpu_kernels_h200.json).
-_FORWARD = {16: (64, 4), 32: (128, 4)}
-_BACKWARD = {16: (64, 4), 32: (32, 4)}
+_FORWARD = {16: (64, 4, 1), 32: (128, 4, 1)}
+_BACKWARD = {16: (32, 1, 1), 32: (64, 4, 1)}
 
 
 @dataclass(frozen=True)
@@ -85,13 +85,13 @@ class _AttendPixels(torch.autograd.Function):
         queries, raw, code = queries.contiguous(), raw.contiguous(), code.contiguous()
         parts = (embed_weight.contiguous(), embed_bias, norm_weight, norm_bias)
         shape = (where.batch, where.groups, *queries.shape[2:])
-        programs, (block_tokens, warps) = where.batch * where.groups, _FORWARD[queries.shape[-1]]
+        programs, (block_tokens, warps, stages) = where.batch * where.groups, _FORWARD[queries.shape[-1]]
         count = shares(programs, -(-where.per_group // block_tokens), raw.device)
         answers = torch.empty(count, *shape, dtype=torch.float32, device=raw.device)
         log_sums = torch.empty(count, *shape[:3], dtype=torch.float32, device=raw.device)
         attend_kernel[(programs, count)](
             raw, code, where.argument(raw), *parts, queries, answers, log_sums, scale, *_sizes(where, queries),
-            **_constants(where, queries, raw, epsilon), block_tokens=block_tokens, num_warps=warps,
+            **_constants(where, queries, raw, epsilon), block_tokens=block_tokens, stages=stages, num_warps=warps,
         )  # fmt: skip
         total = log_sums[0] if count == 1 else log_sums.logsumexp(dim=0)
         merged = answers[0] if count == 1 else (answers * torch.exp(log_sums - total).unsqueeze(-1)).sum(0)
@@ -110,7 +110,7 @@ class _AttendPixels(torch.autograd.Function):
         along = (gradient.float() * answers.float()).sum(-1)
         along = along if to_log_sums is None else along - to_log_sums
         width, programs = queries.shape[-1], where.batch * where.groups
-        block_tokens, warps = _BACKWARD[width]
+        block_tokens, warps, stages = _BACKWARD[width]
         count = shares(programs, -(-where.per_group // block_tokens), raw.device)
         constants = _constants(where, queries, raw, epsilon)
         rows = constants["wide_channels"] + 3
@@ -120,7 +120,7 @@ class _AttendPixels(torch.autograd.Function):
         attend_backward_kernel[(programs, count)](
             raw, code, where.argument(raw), *parts, queries, log_sums, gradient.contiguous(), along, to_queries,
             to_tokens, to_parameters, scale, *_sizes(where, queries), **constants, block_tokens=block_tokens,
-            num_warps=warps,
+            stages=stages, num_warps=warps,
         )  # fmt: skip
         summed = to_parameters.sum(0)
         channels = raw.shape[-1]

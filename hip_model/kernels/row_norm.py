@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from hip_model.kernels.device import compute_dtype, has_layer_kernels, is_whole, programs_for
 from hip_model.kernels.row_sums import column_sums, finish_sums
 
-_FORWARD_VALUES, _BACKWARD_VALUES = 4096, 2048
+_FORWARD_VALUES, _BACKWARD_VALUES, _STAGES = 4096, 2048, 1
 WIDEST = 4096
 
 
@@ -94,7 +94,7 @@ class _NormRows(torch.autograd.Function):
         norm_backward_kernel[(programs,)](
             total, weight, means, inverses, gradient, gradient if through is None else through, to_x, partial, rows,
             width=width, wide=wide, has_through=through is not None, has_plus_bias=ctx.has_plus_bias,
-            block_rows=block_rows, num_warps=4,
+            block_rows=block_rows, stages=_STAGES, num_warps=4,
         )  # fmt: skip
         to_weight, to_bias, *to_plus_bias = finish_sums(partial, weight.dtype).split(width)
         return (

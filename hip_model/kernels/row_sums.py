@@ -10,7 +10,8 @@ from torch import Tensor
 from hip_model.kernels.device import programs_for
 
 _BLOCK_VALUES = 4096
-_FINISH = (64, 32)
+STAGES = 1
+_FINISH = (256, 16)
 
 
 def column_sums(rows: Tensor) -> Tensor:
@@ -20,7 +21,9 @@ def column_sums(rows: Tensor) -> Tensor:
     count, width = rows.shape
     columns, block_rows, grid = column_blocks(count, width, rows.device)
     partial = torch.empty(grid[1], width, dtype=torch.float32, device=rows.device)
-    column_sums_kernel[grid](rows, partial, count, width, block_rows=block_rows, block_columns=columns, num_warps=4)
+    column_sums_kernel[grid](
+        rows, partial, count, width, block_rows=block_rows, block_columns=columns, stages=STAGES, num_warps=4
+    )
     return finish_sums(partial, rows.dtype)
 
 

@@ -21,9 +21,10 @@ from hip_model.kernels.rows_linear import can_map_rows
 
 MOST_LATENTS = 256
 _NARROWEST_HEAD, _WIDEST_HEAD = 16, 64
-# Queries of a block and warps of a program by the (padded) number of latents.
-_FORWARD = {16: (16, 1), 32: (32, 1), 64: (64, 4), 128: (64, 4), 256: (64, 4)}
-_BACKWARD = {16: (16, 1), 32: (32, 2), 64: (64, 4), 128: (64, 4), 256: (64, 8)}
+# By the (padded) number of latents: queries of a block, warps of a program, its loop's stages, and forward the blocks
+# of a program.
+_FORWARD = {16: (16, 1, 1, 1), 32: (32, 1, 1, 1), 64: (64, 4, 1, 1), 128: (64, 4, 1, 1), 256: (64, 4, 1, 1)}
+_BACKWARD = {16: (16, 1, 1), 32: (32, 1, 1), 64: (64, 4, 1), 128: (64, 4, 1), 256: (64, 8, 1)}
 
 
 def can_self_attend(x: Tensor, weights: Sequence[Tensor], heads: int) -> bool:
@@ -59,9 +60,9 @@ class _SelfAttend(torch.autograd.Function):
         programs, latents = x.shape[0] * x.shape[1] * heads, x.shape[2]
         log_sums = torch.empty(programs, latents, dtype=torch.float32, device=x.device)
         constants = _constants(x, heads)
-        block_queries, warps = _FORWARD[constants["wide_latents"]]
-        self_attend_kernel[(programs, -(-latents // block_queries))](
-            projected, result, log_sums, **constants, block_queries=block_queries, num_warps=warps
+        block_queries, warps, stages, blocks = _FORWARD[constants["wide_latents"]]
+        self_attend_kernel[(programs, -(-latents // (block_queries * blocks)))](
+            projected, result, log_sums, **constants, block_queries=block_queries, stages=stages, num_warps=warps
         )
         ctx.save_for_backward(x, weight, projected, result, log_sums)
         ctx.heads = heads
@@ -77,10 +78,10 @@ class _SelfAttend(torch.autograd.Function):
         to_projected = torch.empty_like(projected)
         partial = torch.empty(examples, 3 * width, dtype=torch.float32, device=x.device)
         constants = _constants(x, ctx.heads)
-        block_queries, warps = _BACKWARD[constants["wide_latents"]]
+        block_queries, warps, stages = _BACKWARD[constants["wide_latents"]]
         self_attend_backward_kernel[(examples * ctx.heads,)](
             projected, result, log_sums, gradient.contiguous(), to_projected, partial, **constants,
-            block_queries=block_queries, num_warps=warps,
+            block_queries=block_queries, stages=stages, num_warps=warps,
         )  # fmt: skip
         rows = to_projected.flatten(0, -2)
         to_x = (rows @ weight).view(x.shape) if ctx.needs_input_grad[0] else None

@@ -37,7 +37,8 @@ def answer_kernel(code, slots, keys, answers, norm_weight, norm_bias, hidden_wei
                   output_bias, unembed_weight, unembed_bias, result, kept, log_sums, groups, num_slots, group_tokens,
                   num_tokens, slot_batch, slot_group, num_keys: tl.constexpr, epsilon: tl.constexpr,
                   has_slots: tl.constexpr, is_kept: tl.constexpr, channels: tl.constexpr, wide_channels: tl.constexpr,
-                  width: tl.constexpr, wide_keys: tl.constexpr, block_tokens: tl.constexpr):  # fmt: skip
+                  width: tl.constexpr, wide_keys: tl.constexpr, block_tokens: tl.constexpr,
+                  stages: tl.constexpr):  # fmt: skip
     """``result [B, G, s, C]``; rows of empty slots are arbitrary.
 
     ``kept [B, G, s, E]``: what each query attended; ``log_sums [B, G, s]``: of its scores, to base 2.
@@ -56,7 +57,7 @@ def answer_kernel(code, slots, keys, answers, norm_weight, norm_bias, hidden_wei
     last_bias = tl.load(unembed_bias + channel, mask=is_channel, other=0.0).to(tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
-    for block in range(share * per_share, tl.minimum((share + 1) * per_share, blocks)):
+    for block in tl.range(share * per_share, tl.minimum((share + 1) * per_share, blocks), num_stages=stages):
         index, row, valid = token_rows(slots, slot_batch, slot_group, example, group, block, num_slots, group_tokens,
                                        num_tokens, has_slots, block_tokens)  # fmt: skip
         query, _, _ = _queries(code, row, valid, width, epsilon)
@@ -90,7 +91,7 @@ def answer_mlp_backward_kernel(slots, kept, norm_weight, norm_bias, hidden_weigh
                                output_bias, unembed_weight, gradient, to_attended, along, to_parameters, batch, groups,
                                num_slots, group_tokens, num_tokens, slot_batch, slot_group, epsilon: tl.constexpr,
                                has_slots: tl.constexpr, channels: tl.constexpr, wide_channels: tl.constexpr,
-                               width: tl.constexpr, block_tokens: tl.constexpr):  # fmt: skip
+                               width: tl.constexpr, block_tokens: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """From ``gradient [B, G, s, C]`` back to what was attended, ``[B, G, s, E]``, zeros for empty slots.
 
     ``along [B, G, s]``: that gradient times what was attended, which softmax's backward pass needs.
@@ -113,7 +114,7 @@ def answer_mlp_backward_kernel(slots, kept, norm_weight, norm_bias, hidden_weigh
     to_last_bias = tl.zeros([block_tokens, wide_channels], dtype=tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
-    for block in range(share * per_share, tl.minimum((share + 1) * per_share, blocks)):
+    for block in tl.range(share * per_share, tl.minimum((share + 1) * per_share, blocks), num_stages=stages):
         index, _, valid = token_rows(slots, slot_batch, slot_group, example, group, block, num_slots, group_tokens,
                                      num_tokens, has_slots, block_tokens)  # fmt: skip
         place = tl.program_id(0).to(tl.int64) * num_slots + index
@@ -156,7 +157,7 @@ def answer_attention_backward_kernel(code, slots, keys, answers, log_sums, to_at
                                      to_tokens, batch, groups, num_slots, group_tokens, num_tokens, slot_batch,
                                      slot_group, num_keys: tl.constexpr, epsilon: tl.constexpr,
                                      has_slots: tl.constexpr, width: tl.constexpr, wide_keys: tl.constexpr,
-                                     block_tokens: tl.constexpr):  # fmt: skip
+                                     block_tokens: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """From ``to_attended [B, G, s, E]`` back to keys and answers ``[shares, B, G, n, E]`` and to position codes.
 
     Scores are laid out ``[n, t]``: then only one of the three products with their gradients needs them turned.
@@ -169,7 +170,7 @@ def answer_attention_backward_kernel(code, slots, keys, answers, log_sums, to_at
     to_key, to_answer = tl.zeros([wide_keys, width], dtype=tl.float32), tl.zeros([wide_keys, width], dtype=tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
-    for block in range(share * per_share, tl.minimum((share + 1) * per_share, blocks)):
+    for block in tl.range(share * per_share, tl.minimum((share + 1) * per_share, blocks), num_stages=stages):
         index, row, valid = token_rows(slots, slot_batch, slot_group, example, group, block, num_slots, group_tokens,
                                        num_tokens, has_slots, block_tokens)  # fmt: skip
         query, normed, inverse = _queries(code, row, valid, width, epsilon)

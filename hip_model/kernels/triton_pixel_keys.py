@@ -35,7 +35,7 @@ def attend_kernel(raw, code, slots, embed_weight, embed_bias, norm_weight, norm_
                   scale, batch, groups, num_slots, group_tokens, num_tokens, slot_batch, slot_group, query_batch,
                   num_queries, epsilon: tl.constexpr, has_slots: tl.constexpr, channels: tl.constexpr,
                   wide_channels: tl.constexpr, width: tl.constexpr, wide_queries: tl.constexpr,
-                  block_tokens: tl.constexpr):  # fmt: skip
+                  block_tokens: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """``answers [S, B, G, N, E]`` and ``log_sums [S, B, G, N]`` of each share ``S`` of a group's tokens."""
     example, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     share, shares = tl.program_id(1), tl.num_programs(1)
@@ -51,7 +51,7 @@ def attend_kernel(raw, code, slots, embed_weight, embed_bias, norm_weight, norm_
     summed = tl.zeros([wide_queries, width], dtype=tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
-    for block in range(share * per_share, tl.minimum((share + 1) * per_share, blocks)):
+    for block in tl.range(share * per_share, tl.minimum((share + 1) * per_share, blocks), num_stages=stages):
         _, row, valid = token_rows(slots, slot_batch, slot_group, example, group, block, num_slots, group_tokens,
                                    num_tokens, has_slots, block_tokens)  # fmt: skip
         _, normed, _ = _tokens(raw, code, embed_weight, embed_bias, example, row, valid, num_tokens, channels,
@@ -80,7 +80,7 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
                            group_tokens, num_tokens, slot_batch, slot_group, query_batch, num_queries,
                            epsilon: tl.constexpr, has_slots: tl.constexpr, channels: tl.constexpr,
                            wide_channels: tl.constexpr, width: tl.constexpr, wide_queries: tl.constexpr,
-                           block_tokens: tl.constexpr):  # fmt: skip
+                           block_tokens: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """``along [B, G, N]``: what each query's answer and log-sum send back. ``to_parameters [programs, c + 3, E]``."""
     example, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     share, shares = tl.program_id(1), tl.num_programs(1)
@@ -104,7 +104,7 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
     to_beta = tl.zeros([block_tokens, width], dtype=tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
-    for block in range(share * per_share, tl.minimum((share + 1) * per_share, blocks)):
+    for block in tl.range(share * per_share, tl.minimum((share + 1) * per_share, blocks), num_stages=stages):
         index, row, valid = token_rows(slots, slot_batch, slot_group, example, group, block, num_slots, group_tokens,
                                        num_tokens, has_slots, block_tokens)  # fmt: skip
         values, normed, inverse = _tokens(raw, code, embed_weight, embed_bias, example, row, valid, num_tokens,

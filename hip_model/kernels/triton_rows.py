@@ -40,7 +40,7 @@ def norm_kernel(x, plus, plus_bias, weight, bias, total, result, means, inverses
 @triton.jit
 def norm_backward_kernel(total, weight, means, inverses, gradient, through, to_x, partial, rows, width: tl.constexpr,
                          wide: tl.constexpr, has_through: tl.constexpr, has_plus_bias: tl.constexpr,
-                         block_rows: tl.constexpr):  # fmt: skip
+                         block_rows: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """``to_x`` from the gradients of the normed rows and (``through``) of the sum.
 
     ``partial [programs, 2 or 3, C]``: of weight, bias and, with ``has_plus_bias``, the sum of ``to_x`` over the rows.
@@ -51,7 +51,7 @@ def norm_backward_kernel(total, weight, means, inverses, gradient, through, to_x
     to_gamma = tl.zeros([block_rows, wide], dtype=tl.float32)
     to_beta = tl.zeros([block_rows, wide], dtype=tl.float32)
     to_plus_bias = tl.zeros([block_rows, wide], dtype=tl.float32)
-    for block in range(tl.program_id(0), tl.cdiv(rows, block_rows), tl.num_programs(0)):
+    for block in tl.range(tl.program_id(0), tl.cdiv(rows, block_rows), tl.num_programs(0), num_stages=stages):
         row = (block * block_rows + tl.arange(0, block_rows)).to(tl.int64)
         place = row[:, None] * width + column[None, :]
         inside = (row < rows)[:, None] & is_column[None, :]
@@ -98,11 +98,11 @@ def squared_relu_kernel(x, result, count, block: tl.constexpr):
 
 @triton.jit
 def squared_relu_backward_kernel(squares, gradient, to_x, partial, rows, width, block_rows: tl.constexpr,
-                                 block_columns: tl.constexpr):  # fmt: skip
+                                 block_columns: tl.constexpr, stages: tl.constexpr):  # fmt: skip
     """``to_x = 2 sqrt(squares) gradient``, ``[R, C]``, and its sums over shares of the rows: ``partial [S, C]``."""
     column = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
     total = tl.zeros([block_rows, block_columns], dtype=tl.float32)
-    for block in range(tl.program_id(1), tl.cdiv(rows, block_rows), tl.num_programs(1)):
+    for block in tl.range(tl.program_id(1), tl.cdiv(rows, block_rows), tl.num_programs(1), num_stages=stages):
         row = (block * block_rows + tl.arange(0, block_rows)).to(tl.int64)
         place = row[:, None] * width + column[None, :]
         inside = (row < rows)[:, None] & (column < width)[None, :]
@@ -114,11 +114,12 @@ def squared_relu_backward_kernel(squares, gradient, to_x, partial, rows, width, 
 
 
 @triton.jit
-def column_sums_kernel(x, partial, rows, width, block_rows: tl.constexpr, block_columns: tl.constexpr):
+def column_sums_kernel(x, partial, rows, width, block_rows: tl.constexpr, block_columns: tl.constexpr,
+                       stages: tl.constexpr):  # fmt: skip
     """Sums over this program's share of the rows: ``partial [shares, C]``."""
     column = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
     total = tl.zeros([block_rows, block_columns], dtype=tl.float32)
-    for block in range(tl.program_id(1), tl.cdiv(rows, block_rows), tl.num_programs(1)):
+    for block in tl.range(tl.program_id(1), tl.cdiv(rows, block_rows), tl.num_programs(1), num_stages=stages):
         row = (block * block_rows + tl.arange(0, block_rows)).to(tl.int64)
         inside = (row < rows)[:, None] & (column < width)[None, :]
         total += tl.load(x + row[:, None] * width + column[None, :], mask=inside, other=0.0).to(tl.float32)

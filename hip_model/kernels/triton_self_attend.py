@@ -32,34 +32,36 @@ def _store_head(rows, first, latent, stride, values, latents: tl.constexpr, head
 @triton.jit
 def self_attend_kernel(projected, result, log_sums, heads: tl.constexpr, latents: tl.constexpr,
                        wide_latents: tl.constexpr, head_width: tl.constexpr, wide_head: tl.constexpr,
-                       block_queries: tl.constexpr):  # fmt: skip
-    """``result [B G N, H d]`` and each query's ``log_sums [B G H, N]``, to base 2, for one block of queries."""
+                       block_queries: tl.constexpr, stages: tl.constexpr):  # fmt: skip
+    """``result [B G N, H d]`` and each query's ``log_sums [B G H, N]``, to base 2, for a share of the queries."""
     group, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     width: tl.constexpr = heads * head_width
     scale: tl.constexpr = LOG2_E / head_width**0.5
     first = group * latents * 3 * width + head * head_width
-    query_latent = tl.program_id(1) * block_queries + tl.arange(0, block_queries)
     key_latent = tl.arange(0, wide_latents)
-    query = _load_head(projected, first, query_latent, 3 * width, latents, head_width, wide_head)
     key = _load_head(projected, first + width, key_latent, 3 * width, latents, head_width, wide_head)
     value = _load_head(projected, first + 2 * width, key_latent, 3 * width, latents, head_width, wide_head)
-    score = dot(query, tl.trans(key)) * scale
-    if wide_latents != latents:
-        score = tl.where((key_latent < latents)[None, :], score, float("-inf"))
-    highest = tl.max(score, axis=1)
-    weight = tl.exp2(score - highest[:, None])
-    total = tl.sum(weight, axis=1)
-    attended = dot(weight.to(query.dtype), value) / total[:, None]
-    _store_head(result, group * latents * width + head * head_width, query_latent, width, attended, latents,
-                head_width, wide_head)  # fmt: skip
-    place = tl.program_id(0).to(tl.int64) * latents + query_latent
-    tl.store(log_sums + place, highest + tl.log2(total), mask=query_latent < latents)
+    for block in tl.range(tl.program_id(1), tl.cdiv(latents, block_queries), tl.num_programs(1), num_stages=stages):
+        query_latent = block * block_queries + tl.arange(0, block_queries)
+        query = _load_head(projected, first, query_latent, 3 * width, latents, head_width, wide_head)
+        score = dot(query, tl.trans(key)) * scale
+        if wide_latents != latents:
+            score = tl.where((key_latent < latents)[None, :], score, float("-inf"))
+        highest = tl.max(score, axis=1)
+        weight = tl.exp2(score - highest[:, None])
+        total = tl.sum(weight, axis=1)
+        attended = dot(weight.to(query.dtype), value) / total[:, None]
+        _store_head(result, group * latents * width + head * head_width, query_latent, width, attended, latents,
+                    head_width, wide_head)  # fmt: skip
+        place = tl.program_id(0).to(tl.int64) * latents + query_latent
+        tl.store(log_sums + place, highest + tl.log2(total), mask=query_latent < latents)
 
 
 @triton.jit
 def self_attend_backward_kernel(projected, result, log_sums, gradient, to_projected, partial, heads: tl.constexpr,
                                 latents: tl.constexpr, wide_latents: tl.constexpr, head_width: tl.constexpr,
-                                wide_head: tl.constexpr, block_queries: tl.constexpr):  # fmt: skip
+                                wide_head: tl.constexpr, block_queries: tl.constexpr,
+                                stages: tl.constexpr):  # fmt: skip
     """``to_projected [B G N, 3 H d]`` and ``partial [B G, 3 H d]``, its sums over a group's latents."""
     group, head = (tl.program_id(0) // heads).to(tl.int64), tl.program_id(0) % heads
     width: tl.constexpr = heads * head_width
@@ -73,7 +75,7 @@ def self_attend_backward_kernel(projected, result, log_sums, gradient, to_projec
     to_key = tl.zeros([wide_latents, wide_head], dtype=tl.float32)
     to_value = tl.zeros([wide_latents, wide_head], dtype=tl.float32)
     summed = tl.zeros([block_queries, wide_head], dtype=tl.float32)
-    for block in range(0, (latents + block_queries - 1) // block_queries):
+    for block in tl.range(0, tl.cdiv(latents, block_queries), num_stages=stages):
         query_latent = block * block_queries + tl.arange(0, block_queries)
         query = _load_head(projected, first, query_latent, 3 * width, latents, head_width, wide_head)
         sent = _load_head(gradient, first_result, query_latent, width, latents, head_width, wide_head)

@@ -26,9 +26,9 @@ def test_device_kernels_equal_their_naive_twins_in_the_interpreter(tmp_path: Pat
         pytest.skip(f"triton could not be installed: {installed.stderr.strip().splitlines()[-1:]}")
     packages = next((tmp_path / "venv").glob("lib/python*/site-packages"))
     (packages / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
-    tests = "tests/unit/hip_model/test_device_kernels.py"
+    tests = ["tests/unit/hip_model/test_device_kernels.py", "tests/unit/test_bench_adamw.py"]
     done = subprocess.run(
-        [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
+        [str(python), "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=ROOT,
         env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
