@@ -12,9 +12,12 @@ from torch import Tensor, nn
 from hip_model.attention_scores import attention_scores
 from hip_model.class_bottleneck import ClassBottleneckHiP
 from hip_model.errors import ConfigError, InputError
+from hip_model.kernels.device import has_device_kernels
+from hip_model.kernels.pixel_scores import can_score, squared_errors
 from hip_model.masking import MaskConfig, sample_selection
 from hip_model.modality import Modality
 from hip_model.normalisation import Normalisation
+from hip_model.pixels import token_slots
 from hip_model.selection import TokenSelection
 from hip_model.tokens import ModelOutput, token_rows
 
@@ -188,8 +191,12 @@ class MaskedAutoencoder(nn.Module):
 
     def _score(self, name: str, values: Tensor, answers: Tensor, selection: TokenSelection) -> tuple[Tensor, Tensor]:
         """Squared errors summed over the queried tokens, per channel ``[C]``, and how many tokens that is."""
-        rows, empty = token_rows(self._groups[name], selection.queries[name])
+        groups, slots = self._groups[name], selection.queries[name]
+        rows, empty = token_rows(groups, slots)
         rows, empty = rows.flatten(1), empty.flatten(1)
+        count = (~empty).sum() * (len(values) // len(rows))
+        if has_device_kernels(values) and can_score(values):
+            return squared_errors(answers, values, token_slots(groups, slots, len(values))), count
         if len(rows) == 1:
             target = values.index_select(1, rows[0])
         else:
@@ -197,7 +204,6 @@ class MaskedAutoencoder(nn.Module):
         squared = (answers.float() - target.float()).square()
         if selection.has_empty_slots:
             squared = squared.masked_fill(empty[..., None], 0.0)
-        count = (~empty).sum() * (len(values) // len(rows))
         return squared.sum(dim=(0, 1)), count
 
     def _total(self, losses: Mapping[str, Tensor], counts: Mapping[str, Tensor]) -> Tensor:

@@ -75,10 +75,10 @@ def pixel_keys(
 ) -> PixelKeys | None:
     """A modality's tokens for the kernels, ``code [G, l, E]``; None where the plain form has to do."""
     parameters = dict(embed.named_parameters())
-    fits = code.shape[-1] in WIDTHS and raw.shape[-1] <= WIDE_CHANNELS and is_whole(*parameters.values())
+    fits = code.shape[-1] in WIDTHS and raw.shape[-1] < WIDE_CHANNELS and is_whole(*parameters.values())
     if not (fits and len(parameters) == 2 and _has_kernels(code)):
         return None
-    where = _token_slots(groups, slots, raw.shape[0])
+    where = token_slots(groups, slots, raw.shape[0])
     lengths = [groups.tokens_in_group(group) for group in range(groups.groups)]
     missing = [groups.group_tokens + groups.group_padding - length for length in lengths]
     padding = None
@@ -109,7 +109,7 @@ def answer_on_device(
         return None
     kind = compute_dtype(code)
     keys, answers = head.fold_into_keys(head.key_norm(latents))
-    where = _token_slots(groups, slots, latents.shape[0])
+    where = token_slots(groups, slots, latents.shape[0])
     cast = HeadWeights(*(weight.to(kind) for weight in weights))
     return answer_pixels(code.flatten(0, 1).to(kind), where, keys.to(kind), answers.to(kind), cast, NORM_EPSILON)
 
@@ -129,7 +129,8 @@ def _head_weights(head: CrossAttention, unembed: nn.Module) -> list[Tensor]:
     ]
 
 
-def _token_slots(groups: ModalityGroups, slots: Tensor | None, batch: int) -> TokenSlots:
+def token_slots(groups: ModalityGroups, slots: Tensor | None, batch: int) -> TokenSlots:
+    """A modality's ``slots [B or 1, g or 1, s]`` as the kernels take them; None: all of its tokens."""
     if slots is not None and slots.stride(-1) != 1:
         slots = slots.contiguous()
     return TokenSlots(slots, batch, groups.groups, groups.group_tokens, groups.num_tokens)

@@ -18,7 +18,7 @@ from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 WIDTHS = (16, 32)
 MOST_QUERIES = 128
 # Tokens of a block and warps of a program by width: the fastest on an H200 (bench/results/gpu_kernels_h200.json).
-_FORWARD = {16: (64, 4, 1), 32: (128, 4, 1)}
+_FORWARD = {16: (64, 4, 1), 32: (128, 4, 3)}
 _BACKWARD = {16: (32, 1, 1), 32: (64, 4, 1)}
 
 
@@ -113,7 +113,7 @@ class _AttendPixels(torch.autograd.Function):
         block_tokens, warps, stages = _BACKWARD[width]
         count = shares(programs, -(-where.per_group // block_tokens), raw.device)
         constants = _constants(where, queries, raw, epsilon)
-        rows = constants["wide_channels"] + 3
+        rows = WIDE_CHANNELS + 1
         to_queries = torch.empty(count, *answers.shape, dtype=torch.float32, device=raw.device)
         to_tokens = code.new_empty(where.batch, where.groups, where.per_group, width)
         to_parameters = torch.empty(count * programs, rows, width, dtype=torch.float32, device=raw.device)
@@ -124,11 +124,23 @@ class _AttendPixels(torch.autograd.Function):
         )  # fmt: skip
         summed = to_parameters.sum(0)
         channels = raw.shape[-1]
-        to_embed = summed[:channels].t(), summed[rows - 3], summed[rows - 2], summed[rows - 1]
+        to_beta = _to_norm_bias(gradient, to_log_sums, log_sums, queries, scale)
+        found = summed[:channels].t(), summed[channels], summed[WIDE_CHANNELS], to_beta
         of_queries = to_queries.sum(0) if count > 1 else to_queries[0]
         of_queries = of_queries.sum(0, keepdim=True) if queries.shape[0] == 1 else of_queries
-        of_parts = (found.to(part.dtype) for found, part in zip(to_embed, parts, strict=True))
+        of_parts = (value.to(part.dtype) for value, part in zip(found, parts, strict=True))
         return of_queries.to(queries.dtype), None, where.sum_over_examples(to_tokens), *of_parts, None, None, None
+
+
+def _to_norm_bias(
+    gradient: Tensor, to_log_sums: Tensor | None, log_sums: Tensor, queries: Tensor, scale: float
+) -> Tensor:
+    """The gradient of what is added to every key and value alike: a query's weights sum to 1, its scores all move."""
+    has_tokens = (log_sums > HIDDEN_SCORE / 2).unsqueeze(-1)
+    through_values = (gradient * has_tokens).sum(dim=(0, 1, 2), dtype=torch.float32)
+    if to_log_sums is None:
+        return through_values
+    return through_values + scale * (to_log_sums.unsqueeze(-1) * queries.float()).sum(dim=(0, 1, 2))
 
 
 def _sizes(where: TokenSlots, queries: Tensor) -> tuple[int, ...]:

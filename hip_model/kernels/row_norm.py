@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from hip_model.kernels.device import compute_dtype, has_layer_kernels, is_whole, programs_for
 from hip_model.kernels.row_sums import column_sums, finish_sums
 
-_FORWARD_VALUES, _BACKWARD_VALUES, _STAGES = 4096, 2048, 1
+_FORWARD_VALUES, _BACKWARD_VALUES, _STAGES = 4096, 2048, 3
 WIDEST = 4096
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hip_model.kernels.device import programs_for
 
-_BLOCK_VALUES = 4096
+_BLOCK_VALUES = 8192
 STAGES = 1
 _FINISH = (256, 16)
 

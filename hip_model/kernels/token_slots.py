@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 WIDE_CHANNELS = 16
-"""Channels are padded to this, and at most this many are taken."""
+"""Channels are padded to this; the head takes at most so many, the first cross-attention one fewer."""
 _BLOCK_TOKENS = 64
 
 
@@ -46,7 +46,7 @@ class TokenSlots:
         steps = (0, 0) if inverse is None else _steps(inverse)
         width = values.shape[-1]
         result = values.new_empty(self.groups * self.group_tokens, width)
-        grid = (self.groups, -(-self.group_tokens // _BLOCK_TOKENS))
+        grid = (-(-self.group_tokens // _BLOCK_TOKENS), self.groups)
         sum_rows_kernel[grid](
             values, values if inverse is None else inverse, result, self.batch, self.groups, self.per_group,
             self.group_tokens, *steps, width=width, has_inverse=inverse is not None, block_tokens=_BLOCK_TOKENS,

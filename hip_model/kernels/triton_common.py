@@ -51,8 +51,8 @@ def token_rows(slots, slot_batch, slot_group, example, group, block, num_slots, 
 def sum_rows_kernel(values, inverse, result, batch, groups, num_slots, group_tokens, inverse_batch, inverse_group,
                     width: tl.constexpr, has_inverse: tl.constexpr, block_tokens: tl.constexpr):  # fmt: skip
     """Each token's row of ``values [B, G, s, E]`` summed over examples in order: ``result [G, l, E]``."""
-    group = tl.program_id(0).to(tl.int64)
-    place = tl.program_id(1) * block_tokens + tl.arange(0, block_tokens)
+    group = tl.program_id(1).to(tl.int64)  # the axis of few: a grid's second is at most 65,535 long
+    place = tl.program_id(0) * block_tokens + tl.arange(0, block_tokens)
     column = tl.arange(0, width)
     inside = place < group_tokens
     total = tl.zeros([block_tokens, width], dtype=tl.float32)

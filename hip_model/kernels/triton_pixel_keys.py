@@ -81,7 +81,11 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
                            epsilon: tl.constexpr, has_slots: tl.constexpr, channels: tl.constexpr,
                            wide_channels: tl.constexpr, width: tl.constexpr, wide_queries: tl.constexpr,
                            block_tokens: tl.constexpr, stages: tl.constexpr):  # fmt: skip
-    """``along [B, G, N]``: what each query's answer and log-sum send back. ``to_parameters [programs, c + 3, E]``."""
+    """``along [B, G, N]``: what each query's answer and log-sum send back.
+
+    ``to_parameters [programs, c + 1, E]``: the embedding's, in the row after the last channel its bias's, and last the
+    norm weight's. The norm bias's needs no sum over tokens, see ``_to_norm_bias``.
+    """
     example, group = tl.program_id(0) // groups, tl.program_id(0) % groups
     share, shares = tl.program_id(1), tl.num_programs(1)
     kind = code.dtype.element_ty
@@ -99,9 +103,7 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
     to_query = tl.zeros([wide_queries, width], dtype=tl.float32)
     to_embed = tl.zeros([wide_channels, width], dtype=tl.float32)
     # Summed over rows once at the end: a sum across warps in every turn would cost more than the products.
-    to_bias = tl.zeros([block_tokens, width], dtype=tl.float32)
     to_gamma = tl.zeros([block_tokens, width], dtype=tl.float32)
-    to_beta = tl.zeros([block_tokens, width], dtype=tl.float32)
     blocks = tl.cdiv(num_slots, block_tokens)
     per_share = tl.cdiv(blocks, shares)
     for block in tl.range(share * per_share, tl.minimum((share + 1) * per_share, blocks), num_stages=stages):
@@ -117,17 +119,14 @@ def attend_backward_kernel(raw, code, slots, embed_weight, embed_bias, norm_weig
         to_token = dot(weight.to(kind), sent) + dot(to_score, query)
         to_query += dot(tl.trans(to_score), token)
         to_gamma += to_token * normed
-        to_beta += to_token
         before = norm_rows_backward(to_token * gamma[None, :], normed, inverse, width)
-        to_bias += before
         before = before.to(kind)
-        to_embed += dot(tl.trans(values), before)
+        # One more channel, of ones: its row is the sum over tokens.
+        to_embed += dot(tl.trans(tl.where((channel == channels)[None, :], 1.0, values).to(kind)), before)
         place = (tl.program_id(0).to(tl.int64) * num_slots + index)[:, None] * width + column[None, :]
         tl.store(to_tokens + place, before, mask=(index < num_slots)[:, None])
     program = (share * batch * groups + tl.program_id(0)).to(tl.int64)
     tl.store(to_queries + program * num_queries * width + at_query, to_query, mask=is_query[:, None])
-    place = to_parameters + program * (wide_channels + 3) * width + column
+    place = to_parameters + program * (wide_channels + 1) * width + column
     tl.store(place[None, :] + channel[:, None] * width, to_embed)
-    tl.store(place + wide_channels * width, tl.sum(to_bias, axis=0))
-    tl.store(place + (wide_channels + 1) * width, tl.sum(to_gamma, axis=0))
-    tl.store(place + (wide_channels + 2) * width, tl.sum(to_beta, axis=0))
+    tl.store(place + wide_channels * width, tl.sum(to_gamma, axis=0))

@@ -24,6 +24,7 @@ from hip_model.kernels.mlp_rows import mlp_rows
 from hip_model.kernels.naive import naive_squared_relu
 from hip_model.kernels.pixel_answers import HeadWeights, answer_pixels, naive_answer_pixels
 from hip_model.kernels.pixel_keys import PixelWeights, attend_pixels, naive_attend_pixels
+from hip_model.kernels.pixel_scores import naive_squared_errors, squared_errors
 from hip_model.kernels.row_norm import norm_rows, sum_rows
 from hip_model.kernels.rows_linear import rows_linear
 from hip_model.kernels.self_attend import naive_self_attend, self_attend
@@ -142,6 +143,22 @@ def test_answers_for_pixels_equal_their_naive_twin(draw: st.DataObject) -> None:
 
     reference = {name: value.float() for name, value in inputs.items()}
     assert_close(gradients(run(answer_pixels), inputs), gradients(run(naive_answer_pixels), reference))
+
+
+@settings(max_examples=12, deadline=None)
+@given(draw=st.data())
+def test_squared_errors_equal_their_naive_twin(draw: st.DataObject) -> None:
+    where, _, _ = places(draw)
+    channels = draw.draw(st.integers(1, 16), label="channels")
+    values = torch.randn(where.batch, where.num_tokens, channels, device=DEVICE)
+    inputs = {"answers": random(where.batch, where.groups * where.per_group, channels)}
+    weights = torch.randn(channels, device=DEVICE)
+
+    def run(score: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        return lambda answers: (score(answers, values, where) * weights).sum()
+
+    reference = {name: value.float() for name, value in inputs.items()}
+    assert_close(gradients(run(squared_errors), inputs), gradients(run(naive_squared_errors), reference))
 
 
 @pytest.mark.parametrize(("rows", "width"), [(1, 16), (7, 32), (300, 24), (65, 96), (33, 1024)])
