@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from hip_model.errors import ConfigError, InputError
 from hip_model.grouping import plan_groups, plan_single_group
-from hip_model.masking import MASK_POLICIES, MaskConfig, _partitioned, mask_seeds, sample_selection
+from hip_model.masking import MASK_POLICIES, MaskConfig, mask_seeds, sample_selection
 from hip_model.modality import Modality
 from hip_model.ordering import token_order
 
@@ -214,13 +214,3 @@ def test_config_errors_name_key_value_and_choice():
 
 
 RECORDED = ([5783867239451575872], [[[7, 8, 12, 18, 28], [7, 8, 12, 18, 28]]])
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 30), st.integers(0, 30), st.integers(0, 1000))
-def test_partitioning_by_counting_is_partitioning_by_sorting(length: int, count: int, seed: int) -> None:
-    count = min(count, length)
-    order = torch.stack([torch.randperm(length, generator=torch.Generator().manual_seed(seed + i)) for i in range(3)])
-    parts = (order[:, :count], order[:, count:])
-    expected = torch.cat([part.sort(dim=-1).values for part in parts], dim=-1)
-    assert torch.equal(_partitioned(order, count), expected)
