@@ -126,7 +126,7 @@ def test_reading_into_given_arrays_uses_them(tmp_path: Path) -> None:
 @given(
     dtype=st.sampled_from(["uint8", "int8", "int16", "float32"]),
     tokens=st.integers(1, 900),
-    channels=st.integers(1, 4),
+    channels=st.integers(1, 6),
     seed=st.integers(0, 2**32),
 )
 def test_sums_equal_numpy_over_everything(dtype: str, tokens: int, channels: int, seed: int) -> None:
@@ -150,6 +150,17 @@ def test_sums_of_the_largest_bytes_stay_exact() -> None:
     assert sums.total == (255 * 401_408,) * 3
     assert sums.squares == (255**2 * 401_408,) * 3
     assert sums.std == (0.0,) * 3
+
+
+@pytest.mark.parametrize(("dtype", "value"), [("int16", -32768), ("int16", 32767)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_sums_of_the_loudest_sound_stay_exact(dtype: str, value: int, channels: int) -> None:
+    tokens = np.full((300_001, channels), value, dtype)
+    tokens[::7] = 1
+    sums = ChannelSums.of(tokens)
+    assert sums.total == (int(tokens[:, 0].astype(np.int64).sum()),) * channels
+    assert sums.squares == (int((tokens[:, 0].astype(np.int64) ** 2).sum()),) * channels
+    assert (sums.minimum, sums.maximum) == ((min(1, value),) * channels, (max(1, value),) * channels)
 
 
 def test_record_batches_have_the_measured_sizes() -> None:
