@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from hip_model import TokenSelection
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.evaluate.head import POOLS, pooled_parts
@@ -125,25 +124,11 @@ def _compute_here(
 def compute_piece(
     loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, batch_size: int, bounds: tuple[int, int]
 ) -> Piece:
-    """The rows ``bounds`` = [start, stop) of the split.
-
-    The model works on a batch while the next is read, checked and normalised and the last one's latents are pooled.
-    """
+    """The rows ``bounds`` = [start, stop) of the split."""
     start, stop = bounds
     rows = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-    parts: list[Future[Piece]] = []
-    with ThreadPoolExecutor(1) as reading, ThreadPoolExecutor(1) as pooling:
-        waiting = reading.submit(_prepare, loaded, reader, request, rows[0])
-        for following in [*rows[1:], None]:
-            prepared = waiting.result()
-            if following is not None:
-                waiting = reading.submit(_prepare, loaded, reader, request, following)
-            latents = _encode(loaded, prepared, request.level_count)
-            if parts:
-                parts[-1].result()  # the latents of two batches are held at most
-            parts.append(pooling.submit(_describe, loaded, prepared.batch, latents[: request.level_count]))
-        found = [part.result() for part in parts]
-    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+    parts = [embed_batch(loaded, batch, request) for batch in _read_ahead(reader, rows)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
@@ -153,38 +138,23 @@ def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
     storage.write_atomic(_location(folder, *bounds), stream.getvalue())
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """A batch and what the model takes of it."""
-
-    batch: Any
-    inputs: dict[str, torch.Tensor]
-    selection: TokenSelection | None
-
-
-def _prepare(loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, rows: np.ndarray) -> _Prepared:
-    return _normalised(loaded, reader.read(rows), request.modalities)
+def _read_ahead(reader: ShardReader, rows: list[np.ndarray]) -> Iterator[Batch]:
+    """The batches in order; the next one is read and checked while the model works on the last."""
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(reader.read, rows[0])
+        for following in rows[1:]:
+            batch, waiting = waiting.result(), pool.submit(reader.read, following)
+            yield batch
+        yield waiting.result()
 
 
-@torch.inference_mode()
-def _normalised(loaded: LoadedModel, batch: Any, modalities: tuple[str, ...] | None) -> _Prepared:
-    return _Prepared(batch, loaded.normalise(batch.arrays), loaded.presence(batch.present, modalities))
-
-
-@torch.inference_mode()
-def _encode(loaded: LoadedModel, prepared: _Prepared, level_count: int) -> list[torch.Tensor]:
-    if level_count <= loaded.num_encoder_levels:
-        return list(loaded.model.encode(prepared.inputs, prepared.selection))
-    return list(loaded.model(prepared.inputs, prepared.selection).latents)
-
-
-@torch.inference_mode()
-def _describe(loaded: LoadedModel, batch: Batch, latents: list[torch.Tensor]) -> Piece:
+def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> Piece:
     """One batch: ``<part>_<level>`` float32 [B, width], and what is known about each example."""
+    latents = batch_latents(loaded, batch, request.level_count, request.modalities)
     found = {}
-    for level, values in enumerate(latents):
-        for part, pooled in pooled_parts(values).items():
-            found[f"{part}_{level}"] = pooled.cpu().numpy()
+    for level in range(request.level_count):
+        for part, values in pooled_parts(latents[level]).items():
+            found[f"{part}_{level}"] = values.cpu().numpy()
     for name in loaded.modality_names:
         found[f"present_{name}"] = np.asarray(batch.present[name], dtype=bool)
     found["example_ids"] = np.asarray(batch.example_ids)
@@ -194,11 +164,16 @@ def _describe(loaded: LoadedModel, batch: Batch, latents: list[torch.Tensor]) ->
     return found
 
 
+@torch.inference_mode()
 def batch_latents(
     loaded: LoadedModel, batch: Any, level_count: int, modalities: tuple[str, ...] | None = None
 ) -> list[torch.Tensor]:
     """The latents [B, G, N, D] of every block asked for; the decoder only runs when its levels are."""
-    return _encode(loaded, _normalised(loaded, batch, modalities), level_count)
+    inputs = loaded.normalise(batch.arrays)
+    selection = loaded.presence(batch.present, modalities)
+    if level_count <= loaded.num_encoder_levels:
+        return list(loaded.model.encode(inputs, selection))
+    return list(loaded.model(inputs, selection).latents)
 
 
 def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
