@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from pipeline.train.options import PretrainOptions
 
 WARM_UP_BLOCKS = 2
+ENGINES = {"deepspeed": ("deepspeed", 1), "deepspeed_zero0": ("deepspeed", 0), "torch": ("torch", 0)}
+"""Kind and ZeRO stage."""
 
 
 def write_clips(folder: Path, count: int) -> str:
@@ -72,7 +74,7 @@ def make_options(shards: str, storage: Path, engine: str, model: str, batch: int
         model=ModelOptions(model),
         batch=BatchOptions(batch),
         duration=DurationOptions(steps=1_000_000),
-        engine=EngineOptions(kind=engine, precision="fp32"),
+        engine=EngineOptions(kind=ENGINES[engine][0], stage=ENGINES[engine][1], precision="fp32"),
         metrics=MetricsOptions(every_steps=block),
         checkpoint=CheckpointOptions(every_steps=100 * block),
         figures=FigureOptions(every_steps=0),
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--model", default="hip_micro")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--block", type=int, default=5, help="steps in a block")
-    parser.add_argument("--engines", nargs="+", default=["deepspeed", "torch"])
+    parser.add_argument("--engines", nargs="+", default=["deepspeed", "torch"], choices=ENGINES)
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.model, arguments.batch, arguments.block, arguments.repeats = "hip_nano", 4, 2, 2
