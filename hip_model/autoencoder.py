@@ -192,10 +192,14 @@ class MaskedAutoencoder(nn.Module):
     def _score(self, name: str, values: Tensor, answers: Tensor, selection: TokenSelection) -> tuple[Tensor, Tensor]:
         """Squared errors summed over the queried tokens, per channel ``[C]``, and how many tokens that is."""
         groups, slots = self._groups[name], selection.queries[name]
+        on_device = has_device_kernels(values) and can_score(values)
+        if on_device and not selection.has_empty_slots:  # nothing to count
+            count = torch.full((), answers.shape[:2].numel(), device=values.device)
+            return squared_errors(answers, values, token_slots(groups, slots, len(values))), count
         rows, empty = token_rows(groups, slots)
         rows, empty = rows.flatten(1), empty.flatten(1)
         count = (~empty).sum() * (len(values) // len(rows))
-        if has_device_kernels(values) and can_score(values):
+        if on_device:
             return squared_errors(answers, values, token_slots(groups, slots, len(values))), count
         if len(rows) == 1:
             target = values.index_select(1, rows[0])

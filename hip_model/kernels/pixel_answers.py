@@ -16,7 +16,7 @@ from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 
 MOST_KEYS = 128
 # By width, tokens of a block, warps of a program and its loop's stages: the fastest on an H200
-# (bench/results/gpu_kernels_h200.json).
+# (bench/results/gpu_kernels_h200_settings.json).
 _FORWARD = {16: (64, 4, 3), 32: (64, 4, 3)}
 _MLP_BACKWARD = {16: (32, 1, 3), 32: (64, 2, 3)}
 _ATTENTION_BACKWARD = {16: (64, 1, 2), 32: (64, 4, 2)}

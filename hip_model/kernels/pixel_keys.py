@@ -17,7 +17,8 @@ from hip_model.kernels.token_slots import WIDE_CHANNELS, TokenSlots
 
 WIDTHS = (16, 32)
 MOST_QUERIES = 128
-# Tokens of a block and warps of a program by width: the fastest on an H200 (bench/results/gpu_kernels_h200.json).
+# By width, tokens of a block, warps of a program and its loop's stages: the fastest on an H200
+# (bench/results/gpu_kernels_h200_settings.json).
 _FORWARD = {16: (64, 4, 1), 32: (128, 4, 3)}
 _BACKWARD = {16: (32, 1, 1), 32: (64, 4, 1)}
 

@@ -22,7 +22,7 @@ from hip_model.kernels.rows_linear import can_map_rows
 MOST_LATENTS = 256
 _NARROWEST_HEAD, _WIDEST_HEAD = 16, 64
 # By the (padded) number of latents: queries of a block, warps of a program, its loop's stages, and forward the blocks
-# of a program.
+# of a program: the fastest on an H200 (bench/results/gpu_kernels_h200_settings.json).
 _FORWARD = {16: (16, 1, 1, 1), 32: (32, 2, 1, 1), 64: (64, 4, 1, 1), 128: (64, 4, 3, 2), 256: (64, 4, 3, 4)}
 _BACKWARD = {16: (16, 1, 1), 32: (32, 1, 1), 64: (64, 4, 1), 128: (64, 4, 3), 256: (64, 8, 3)}
 
