@@ -171,7 +171,7 @@ def main() -> None:
     parser = arguments_parser(__doc__, repeats=12)
     parser.add_argument("--model", default="hip_micro")
     parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--block", type=int, default=5, help="steps in a block")
+    parser.add_argument("--block", type=int, default=20, help="steps in a block; metrics are gathered once in each")
     parser.add_argument("--engines", nargs="+", default=["deepspeed", "torch"], choices=ENGINES)
     arguments = parser.parse_args()
     if arguments.quick:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -65,8 +66,12 @@ class MaskConfig:
 
 def mask_seeds(seed: int, epochs: Tensor, example_ids: Tensor) -> Tensor:
     """One int64 seed per example, ``[B]``, from the run's seed, the epochs ``[B]`` and the example ids ``[B]``."""
-    start = torch.full_like(example_ids, as_int64(seed), dtype=torch.int64)
-    return mix(mix(mix(start) ^ epochs.to(torch.int64)) ^ example_ids.to(torch.int64))
+    return mix(mix(epochs.to(torch.int64) ^ _run_bits(seed)) ^ example_ids.to(torch.int64))
+
+
+@lru_cache(maxsize=8)
+def _run_bits(seed: int) -> int:
+    return int(mix(torch.tensor(as_int64(seed))))
 
 
 def sample_selection(

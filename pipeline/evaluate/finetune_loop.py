@@ -26,7 +26,7 @@ from pipeline.shards.manifest import Manifest
 from pipeline.tracking.client import Tracker
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
-from pipeline.train.loop import micro_batches
+from pipeline.train.loop import micro_batches, seed_generators
 from pipeline.train.schedule import learning_rate_scale
 from pipeline.train.signals import remove_stop, stop_on_signals
 from pipeline.train.state import TrainerState
@@ -95,7 +95,7 @@ def _stop(run: FinetuneRun) -> None:
 def _step(run: FinetuneRun, batch: LoadedBatch) -> tuple[float, bool]:
     """One optimizer step over a global batch; the loss is its mean."""
     options, engine = run.options, run.engine
-    torch.manual_seed(derive_seed(options.seed, "step", run.state.step))  # dropout and latent subsets
+    seed_generators(derive_seed(options.seed, "step", run.state.step), engine.device)  # dropout and latent subsets
     total = 0.0
     parts = -(-options.batch.global_size // (options.batch.per_worker_size or options.batch.global_size))
     for part, weight, last in micro_batches(batch, parts, options.batch.global_size):

@@ -87,7 +87,7 @@ class BatchLoader:
     def __next__(self) -> LoadedBatch:
         if self._closed:
             raise StopIteration
-        self._fill()
+        self.read_ahead()
         if not self._pending:
             raise StopIteration
         began = time.perf_counter()
@@ -97,7 +97,6 @@ class BatchLoader:
             self.close()
             raise
         waited = time.perf_counter() - began
-        self._fill()
         self.total_wait_seconds += waited
         self.examples_consumed = batch.examples_consumed
         return replace(batch, wait_seconds=waited)
@@ -118,7 +117,12 @@ class BatchLoader:
     ) -> None:
         self.close()
 
-    def _fill(self) -> None:
+    def read_ahead(self) -> None:
+        """Start reading in place of the batch that was taken last; ``next`` does, too, if nobody did before.
+
+        For a caller who is about to leave the interpreter to other threads, as in a backward pass: at any other moment
+        the reading threads get in its way.
+        """
         while len(self._pending) <= self._options.prefetch_batches:
             batch = next(self._batches, None)
             if batch is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import deepspeed
@@ -49,11 +50,12 @@ class DeepSpeedEngine:
         accumulation_steps: int,
     ) -> None:
         _skip_compiled_collectives()
+        self._workers = distributed.get_world_size()
+        options = replace(options, stage=options.stage_for(self._workers))
         self.module = module.to(device)
         self.device = device
         self._options = options
         self._stage = options.stage
-        self._workers = distributed.get_world_size()
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
         kept_buffers = {name: value.clone() for name, value in module.named_buffers()}
         self._optimizer = build_optimizer(parameter_groups(self._trained.items(), optim), optim)
@@ -66,6 +68,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(options, micro_batch_size, accumulation_steps, self._workers),
             dist_init_required=False,
         )[0]
+        if self._stage == 0 and self._workers == 1:  # else every gradient is copied into a message to nobody, and back
+            self._engine.enable_backward_allreduce = False
         for name, value in module.named_buffers():  # bf16 would round the data's mean and deviation
             value.data = kept_buffers[name].to(value.device)
         if self._stage > 0:

@@ -78,13 +78,11 @@ class Metrics(Hook):
         """Norm of the last update relative to the norm of the weights; not a number where weights are sharded."""
         if self._before is None:
             return math.nan
-        moved, whole = [], []
-        for parameter, before in zip(trainer.engine.module.parameters(), self._before, strict=True):  # no second copy
-            now = parameter.detach().float()
-            moved.append(torch.linalg.vector_norm(now - before))
-            whole.append(torch.linalg.vector_norm(now))
-        norms = torch.linalg.vector_norm(torch.stack([torch.stack(moved), torch.stack(whole)]), dim=1)
-        return float(norms[0] / norms[1].clamp_min(1e-12))
+        now = [parameter.detach() for parameter in trainer.engine.module.parameters()]
+        torch._foreach_sub_(self._before, now)  # in place: no second copy
+        norms = [torch.stack(torch._foreach_norm(values, dtype=torch.float32)) for values in (self._before, now)]
+        moved, whole = torch.linalg.vector_norm(torch.stack(norms), dim=1)
+        return float(moved / whole.clamp_min(1e-12))
 
     def _summary(self, trainer: Trainer) -> dict[str, float]:
         window, last = self._window, self._window[-1]

@@ -195,6 +195,14 @@ class EngineOptions:
             raise UserError(f"engine.gradient_clip={self.gradient_clip} must be positive; null switches clipping off")
         at_least("engine.collective_timeout_seconds", self.collective_timeout_seconds, 1)
 
+    def stage_for(self, workers: int) -> int:
+        """The ZeRO stage to run: one float32 worker shares nothing, and stage 0 computes the same without the copies.
+
+        bf16 and fp16 keep their stage for its float32 master weights, which stage 0 lacks, offloading for its place.
+        """
+        alone = workers == 1 and self.precision == "fp32" and not self.offload_optimizer
+        return 0 if alone or self.kind == "torch" else self.stage
+
 
 @dataclass(frozen=True)
 class ScaleOptions:

@@ -60,7 +60,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
     autoencoder = build_skeleton(options, manifest)
     parameters = sum(p.numel() for p in autoencoder.parameters())
     workers = max(1, options.scale.workers)
-    stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
+    stage = options.engine.stage_for(workers)
     batch = options.batch
     zero = f" ZeRO-{stage}" if options.engine.kind == "deepspeed" else ""
     return Plan(

@@ -45,26 +45,25 @@ class StepRecord:
     seconds: float = 0.0
     result: StepResult = field(default_factory=lambda: StepResult(False, 0.0))
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    sums: dict[str, Tensor] = field(default_factory=dict)
+    sums: Tensor | None = None  # [modalities, 3]: loss and PSNR, each times the examples that have it, and their number
 
     def add(
         self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], seen: dict[str, Tensor]
     ) -> None:
         """Count one micro-batch in. ``loss`` is weighted already; ``seen[name]`` examples of it have that modality."""
         self.loss = self.loss.to(loss.device) + loss.detach()
-        for name, count in seen.items():
-            value = torch.stack([per_modality_loss[name].detach().float(), psnr[name].detach().float()])
-            # A modality that no example of this micro-batch has gives no number; 0 * nan would spoil the sum.
-            value = torch.where(count > 0, value * count, torch.zeros_like(value))
-            part = torch.cat([value, count.float().reshape(1)])
-            self.sums[name] = self.sums[name] + part if name in self.sums else part
+        values = [value.detach() for name in self.modalities for value in (per_modality_loss[name], psnr[name])]
+        means = torch.stack(values).float().reshape(-1, 2)
+        counts = torch.stack([seen[name] for name in self.modalities]).float()[:, None]
+        # A modality that no example of this micro-batch has gives no number; 0 * nan would spoil the sum.
+        part = torch.cat([torch.where(counts > 0, means * counts, 0.0), counts], dim=1)
+        self.sums = part if self.sums is None else self.sums + part
 
     def vector(self) -> Tensor:
         """All that is summed over workers, one flat float64 tensor on the device."""
-        empty = torch.zeros(3, device=self.loss.device)
         norm = torch.as_tensor(self.result.gradient_norm, dtype=torch.float64, device=self.loss.device)
-        parts = [self.sums.get(name, empty) for name in self.modalities]
-        return torch.cat([norm.reshape(1), self.loss.reshape(1).double(), *[part.double() for part in parts]])
+        sums = torch.zeros(len(self.modalities), 3, device=self.loss.device) if self.sums is None else self.sums
+        return torch.cat([norm.reshape(1), self.loss.reshape(1), sums.flatten()])
 
 
 def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[StepFacts]:

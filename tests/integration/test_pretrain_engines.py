@@ -99,16 +99,24 @@ def test_all_engines_follow_the_same_loss_curve(runs: dict[str, dict[int, float]
         assert runs[name] == pytest.approx(runs["torch"], rel=1e-6), name
 
 
-def test_two_workers_compute_what_one_does(folder: Path, runs: dict[str, dict[int, float]]) -> None:
-    alone: dict[int, float] = {}
+def losses_alone(options: PretrainOptions) -> dict[int, float]:
+    """The losses of one worker in this process, by step."""
+    losses: dict[int, float] = {}
 
     def report(step: int, metrics: object) -> bool:
-        alone[step] = dict(metrics)["loss"]  # type: ignore[call-overload]
+        losses[step] = dict(metrics)["loss"]  # type: ignore[call-overload]
         return False
 
-    options = make_options(folder, "alone", "torch", 0)
     run_pretraining(replace(options, scale=ScaleOptions(workers=0)), report)
+    return losses
+
+
+def test_two_workers_compute_what_one_does(folder: Path, runs: dict[str, dict[int, float]]) -> None:
+    alone = losses_alone(make_options(folder, "alone", "torch", 0))
     assert runs["torch"] == pytest.approx(alone, rel=1e-5)
+    # One worker shares nothing, whatever the stage that is asked for.
+    sharded = losses_alone(make_options(folder, "alone_zero", "deepspeed", 2))
+    assert sharded == pytest.approx(alone, rel=1e-6)
 
 
 def test_the_same_workers_resume_bit_for_bit(runs: dict[str, dict[int, float]]) -> None:
@@ -118,14 +126,7 @@ def test_the_same_workers_resume_bit_for_bit(runs: dict[str, dict[int, float]]) 
 
 
 def test_a_run_moves_between_stages_and_numbers_of_workers(folder: Path, runs: dict[str, dict[int, float]]) -> None:
-    last: dict[int, float] = {}
-
-    def report(step: int, metrics: object) -> bool:
-        last[step] = dict(metrics)["loss"]  # type: ignore[call-overload]
-        return False
-
-    options = make_options(folder, "moves", "torch", 0)
-    run_pretraining(replace(options, scale=ScaleOptions(workers=0)), report)
+    last = losses_alone(make_options(folder, "moves", "torch", 0))
     assert (min(runs["moves_b"]), min(last)) == (4, 7)
     assert {**runs["moves_a"], **runs["moves_b"], **last} == pytest.approx(runs["zero1"], rel=1e-5)
 

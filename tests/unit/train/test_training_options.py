@@ -195,3 +195,17 @@ def test_graphs_are_refused_where_examples_lack_a_modality(tmp_path: Path) -> No
     assert plan(options, whole).num_examples == 4
     with pytest.raises(UserError, match=r"cuda_graphs=true needs every example to have every modality"):
         plan(options, Manifest.load(write_dataset(tmp_path / "parts", train=4, without_sound=(1,))))
+
+
+@pytest.mark.parametrize(
+    ("options", "workers", "stage"),
+    [
+        (EngineOptions(stage=1, precision="fp32"), 1, 0),
+        (EngineOptions(stage=1, precision="fp32"), 2, 1),
+        (EngineOptions(stage=1, precision="bf16"), 1, 1),
+        (EngineOptions(stage=3, precision="fp32", offload_optimizer=True), 1, 3),
+        (EngineOptions("torch", stage=1), 2, 0),
+    ],
+)
+def test_one_float32_worker_needs_no_zero_stage(options: EngineOptions, workers: int, stage: int) -> None:
+    assert options.stage_for(workers) == stage
