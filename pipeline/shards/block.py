@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -36,12 +37,14 @@ class Block:
         self.rows = batch.num_rows
         self._tokens = {spec.name: _token_view(batch.column(spec.name), spec) for spec in specs}
         self._present = {name: _validity(batch.column(name)) for name in self._tokens}
-        self._hashes = {name: _fixed(batch.column(hash_column(name)), np.uint64) for name in self._tokens}
-        self._ids = _fixed(batch.column("example_id"), np.dtype("V16"))
-        self._starts = _fixed(batch.column("start_seconds"), np.float64)
-        self._checksums = _fixed(batch.column("row_xxh3"), np.uint64)
-        self._sources = batch.column("source")
-        self._labels = batch.column("labels")
+        # Views that give Python's own values: making a numpy or pyarrow scalar takes longer than the checks it is for.
+        self._hashes = {name: _view(batch.column(hash_column(name)).buffers()[1], "Q") for name in self._tokens}
+        self._ids = _view(batch.column("example_id").buffers()[1], "B")
+        self._starts = _view(batch.column("start_seconds").buffers()[1], "d")
+        self._checksums = _view(batch.column("row_xxh3").buffers()[1], "Q")
+        source, labels = batch.column("source"), batch.column("labels")
+        self._source_ends, self._sources = _view(source.buffers()[1], "i"), _view(source.buffers()[2], "B")
+        self._label_ends, self._labels = _view(labels.buffers()[1], "i"), _view(labels.values.buffers()[1], "i")
 
     def tokens(self, name: str, row: int) -> np.ndarray:
         """Read-only view ``[tokens, channels]`` of one row, unchecked."""
@@ -54,12 +57,13 @@ class Block:
 
     def example_id(self, row: int) -> bytes:
         """The 16 bytes that name the example."""
-        return bytes(self._ids[row].tobytes())
+        return bytes(self._ids[16 * row : 16 * row + 16])
 
     def describe(self, row: int) -> Description:
         """Id, source, start in seconds and labels of one row."""
-        source: str = self._sources[row].as_py()
-        return self.example_id(row), source, float(self._starts[row]), tuple(self._labels[row].as_py())
+        source = str(self._sources[self._source_ends[row] : self._source_ends[row + 1]], "utf-8")
+        labels = tuple(self._labels[self._label_ends[row] : self._label_ends[row + 1]])
+        return self.example_id(row), source, self._starts[row], labels
 
     def describe_checked(self, row: int) -> Description:
         """The same, once it is known to be what was written; covers everything of a row but its tokens.
@@ -71,8 +75,8 @@ class Block:
             described = self.describe(row)
         except UnicodeDecodeError as error:
             raise RowMismatchError(row, "row", self.example_id(row)) from error
-        hashes = [int(self._hashes[name][row]) if self.present(name, row) else None for name in self._tokens]
-        if row_checksum(*described, hashes) != int(self._checksums[row]):
+        hashes = [self._hashes[name][row] if self._present[name][row] else None for name in self._tokens]
+        if row_checksum(*described, hashes) != self._checksums[row]:
             raise RowMismatchError(row, "row", described[0])
         return described
 
@@ -86,7 +90,7 @@ class Block:
             out.fill(0)
             return False
         np.copyto(out, self._tokens[name][row])
-        if verify and array_checksum(out) != int(self._hashes[name][row]):
+        if verify and array_checksum(out) != self._hashes[name][row]:
             raise RowMismatchError(row, name, self.example_id(row))
         return True
 
@@ -101,11 +105,11 @@ def _token_view(column: pa.ExtensionArray, spec: ModalitySpec) -> np.ndarray:
     return view
 
 
-def _validity(column: pa.Array) -> np.ndarray:
+def _validity(column: pa.Array) -> bytes:
     mask: np.ndarray = column.is_valid().to_numpy(zero_copy_only=False)
-    return mask
+    return mask.tobytes()
 
 
-def _fixed(column: pa.Array, dtype: np.typing.DTypeLike) -> np.ndarray:
-    """A fixed-width column as numpy, whatever its nulls."""
-    return np.frombuffer(column.buffers()[1], dtype, count=len(column))
+def _view(buffer: pa.Buffer | None, kind: str) -> memoryview[Any]:
+    """All values of a buffer, which Arrow leaves out where there are none; ``kind`` as in ``struct``."""
+    return memoryview(buffer or b"").cast("B").cast(kind)  # type: ignore[call-overload,no-any-return]

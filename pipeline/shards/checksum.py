@@ -12,7 +12,7 @@ import xxhash
 
 def array_checksum(array: np.ndarray) -> int:
     """xxh3_64 of a contiguous array's bytes."""
-    return int(xxhash.xxh3_64_intdigest(array.data.cast("B")))
+    return int(xxhash.xxh3_64_intdigest(array.data))
 
 
 def row_checksum(

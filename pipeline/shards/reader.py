@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,6 +52,7 @@ class ShardReader:
         self._shards = self.manifest.shards_of(split)
         self._specs = {spec.name: spec for spec in self.manifest.modalities}
         self._first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
+        self._rows_per_block = np.array([shard.rows_per_batch for shard in self._shards], np.int64)
         self._blocks: LocalBlocks | RemoteBlocks
         if is_local(self.uri):
             self._blocks = LocalBlocks(self.uri, self.manifest, self._shards)
@@ -88,17 +89,13 @@ class ShardReader:
         count = len(wanted)
         arrays = dict(out) if out is not None else self.allocate(count)
         present = {name: np.zeros(count, bool) for name in self._specs}
-        ids = np.zeros(count, np.int64)
         described: list[Description] = [(b"", "", 0.0, ())] * count
-        shards = np.searchsorted(self._first_rows, wanted, side="right") - 1
-        rows = wanted - self._first_rows[shards]
-        for slot in np.argsort(wanted, kind="stable").tolist():  # ascending, so that the disk reads forward
-            described[slot] = self._read_row(int(shards[slot]), int(rows[slot]), slot, arrays, present)
-            ids[slot] = int.from_bytes(described[slot][0][:8], "little", signed=True)
+        for shard, block_index, rows, slots in self._by_block(wanted):
+            self._read_block(shard, block_index, rows, slots, arrays, present, described)
         return Batch(
             arrays,
             present,
-            ids,
+            np.frombuffer(bytearray().join(row[0][:8] for row in described), "<i8"),
             labels=[row[3] for row in described],
             sources=[row[1] for row in described],
             start_seconds=np.array([row[2] for row in described], np.float64),
@@ -115,21 +112,40 @@ class ShardReader:
         """Unmap shards; batches already returned stay valid."""
         self._blocks.close()
 
-    def _read_row(
-        self, shard: int, row: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
-    ) -> Description:
-        """Copy one row into ``slot``; a row whose local copy is damaged is fetched once more."""
-        block_index, row_in_block = divmod(row, self._shards[shard].rows_per_batch)
+    def _by_block(self, wanted: np.ndarray) -> Iterator[tuple[int, int, list[int], list[int]]]:
+        """Shard, record batch, rows in it, and their slots in the batch; ascending, so that the disk reads forward."""
+        slots = np.argsort(wanted, kind="stable")
+        shards = np.searchsorted(self._first_rows, wanted[slots], side="right") - 1
+        blocks, rows = np.divmod(wanted[slots] - self._first_rows[shards], self._rows_per_block[shards])
+        ends = np.flatnonzero(np.diff(shards) | np.diff(blocks)) + 1
+        start = 0
+        for end in [*ends.tolist(), len(slots)] if len(slots) else []:
+            yield int(shards[start]), int(blocks[start]), rows[start:end].tolist(), slots[start:end].tolist()
+            start = end
+
+    def _read_block(
+        self,
+        shard: int,
+        block_index: int,
+        rows: list[int],
+        slots: list[int],
+        arrays: dict[str, np.ndarray],
+        present: dict[str, np.ndarray],
+        described: list[Description],
+    ) -> None:
+        """Copy rows of one record batch into ``slots``; if its local copy is damaged it is fetched once more."""
         for last_try in (False, True):
             try:
                 block = self._blocks.block(shard, block_index)
-                return self._copy(block, row_in_block, slot, arrays, present)
+                for row, slot in zip(rows, slots, strict=True):
+                    described[slot] = self._copy(block, row, slot, arrays, present)
+                return
             except RowMismatchError as error:
                 if last_try or not self._blocks.forget(shard, block_index):
+                    row = block_index * self._shards[shard].rows_per_batch + error.row
                     raise DataError(self._mismatch(shard, row, error)) from error
             except DataError as error:
                 raise DataError(f"{error}. {self._remedy(shard)}") from error
-        raise AssertionError("unreachable")
 
     def _copy(
         self, block: Block, row: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
