@@ -23,6 +23,7 @@ from pipeline.shards.reader import Batch, ShardReader
 # Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each batch.
 Piece = dict[str, np.ndarray]
 
+_READ_BYTES = 32_000_000  # of tokens at a time
 _VERSION = 3  # raised when the content of a piece changes meaning
 
 
@@ -125,9 +126,11 @@ def compute_piece(
     loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, batch_size: int, bounds: tuple[int, int]
 ) -> Piece:
     """The rows ``bounds`` = [start, stop) of the split."""
-    start, stop = bounds
-    rows = [np.arange(first, min(first + batch_size, stop)) for first in range(start, stop, batch_size)]
-    parts = [embed_batch(loaded, batch, request) for batch in _read_ahead(reader, rows)]
+    parts = [
+        embed_batch(loaded, batch.part(first, first + batch_size), request)
+        for batch in _read_ahead(reader, bounds, batch_size)
+        for first in range(0, len(batch.sources), batch_size)
+    ]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -138,8 +141,13 @@ def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
     storage.write_atomic(_location(folder, *bounds), stream.getvalue())
 
 
-def _read_ahead(reader: ShardReader, rows: list[np.ndarray]) -> Iterator[Batch]:
-    """The batches in order; the next one is read and checked while the model works on the last."""
+def _read_ahead(reader: ShardReader, bounds: tuple[int, int], batch_size: int) -> Iterator[Batch]:
+    """The rows ``bounds`` in order, many batches at a time; the next ones are read while the model works on the last.
+
+    Many, because a thread that reads holds up the model's small operations.
+    """
+    count = max(1, _READ_BYTES // (reader.row_bytes * batch_size)) * batch_size
+    rows = [np.arange(start, stop) for start, stop in _pieces(bounds[1], count, bounds[0])]
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(reader.read, rows[0])
         for following in rows[1:]:
@@ -176,9 +184,9 @@ def batch_latents(
     return list(loaded.model(inputs, selection).latents)
 
 
-def _pieces(count: int, size: int) -> Iterator[tuple[int, int]]:
-    for start in range(0, count, size):
-        yield start, min(start + size, count)
+def _pieces(end: int, size: int, first: int = 0) -> Iterator[tuple[int, int]]:
+    for start in range(first, end, size):
+        yield start, min(start + size, end)
 
 
 def _location(folder: str, start: int, stop: int) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.evaluate.embed import EmbedRequest, compute_piece, save_piece
 from pipeline.evaluate.options import EmbedOptions
+from pipeline.host_memory import keep_freed_memory
 
 
 class PieceEmbedder:
@@ -17,6 +18,7 @@ class PieceEmbedder:
         from pipeline.evaluate.loaded import load_model
         from pipeline.shards.reader import ShardReader
 
+        keep_freed_memory()
         self.loaded = load_model(model, device)
         self.reader = ShardReader(request.shards, split=request.split)
         self.request, self.batch_size, self.folder = request, batch_size, folder

@@ -25,6 +25,7 @@ from pipeline.evaluate.options import EvaluateOptions
 from pipeline.evaluate.report import EvaluationReport
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.transfer import Start, starting_model
+from pipeline.host_memory import keep_freed_memory
 from pipeline.shards.manifest import Manifest
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.options import TrackingOptions
@@ -62,6 +63,7 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     """
     if options.trainer.threads > 0:
         torch.set_num_threads(options.trainer.threads)
+    keep_freed_memory()
     manifest = Manifest.load(options.shards)
     data = LabelledSplit.open(options, manifest)
     start = starting_model(options, manifest)

@@ -21,6 +21,7 @@ from pipeline.evaluate.options import EvaluateFigureOptions, EvaluateOptions, In
 from pipeline.evaluate.paper_options import THROUGHPUT, ExperimentOptions
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.studies import STUDIES, Arm, Claim, Study, StudyScale
+from pipeline.host_memory import keep_freed_memory
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.tracking.options import TrackingOptions
@@ -62,6 +63,7 @@ def run_study(options: ExperimentOptions) -> str:
     """
     if options.threads > 0:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     folder = options.output or storage.join(options.storage, "experiments", f"{options.study}-{options.scale}")
     if options.study == THROUGHPUT:
         return _run_throughput(options, folder)

@@ -18,6 +18,7 @@ from pipeline.evaluate.loaded import weights_digest
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.evaluate.report import EvaluationReport, Findings, write_report
 from pipeline.evaluate.session import Session, open_session
+from pipeline.host_memory import keep_freed_memory
 from pipeline.tracking.runs import open_run
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,7 @@ def evaluate(options: EvaluateOptions, parent_run_id: str | None = None) -> Eval
         import torch
 
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     folder = options.output or storage.join(options.storage, "evaluations", _folder_name(options))
     session = open_session(options, folder)
     subject = describe(session)

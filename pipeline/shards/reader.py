@@ -30,6 +30,18 @@ class Batch:
     sources: list[str]
     start_seconds: np.ndarray
 
+    def part(self, start: int, stop: int) -> Batch:
+        """Views of the examples ``[start, stop)``."""
+        rows = slice(start, stop)
+        return Batch(
+            {name: array[rows] for name, array in self.arrays.items()},
+            {name: mask[rows] for name, mask in self.present.items()},
+            self.example_ids[rows],
+            self.labels[rows],
+            self.sources[rows],
+            self.start_seconds[rows],
+        )
+
 
 class ShardReader:
     """The examples of one split (None: all), numbered in manifest order.

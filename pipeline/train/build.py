@@ -20,14 +20,24 @@ from hip_model.export import save_pretrained
 from hip_model.masking import MaskConfig, sample_selection
 from hip_model.normalisation import Normalisation
 from pipeline.errors import UserError, nearest
+from pipeline.host_memory import keep_freed_memory
 from pipeline.ingest.loader import BatchLoader
 from pipeline.ingest.order import ExampleOrder
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
-from pipeline.train.options import PretrainOptions
+from pipeline.train.options import PretrainOptions, ScaleOptions
 
 TRAIN, VALIDATION = "train", "validation"
+
+
+def prepare_device(scale: ScaleOptions) -> torch.device:
+    """The kind of device that a worker trains on, with this process's threads and memory set up for it."""
+    torch.set_num_threads(scale.threads_per_worker)
+    if scale.gpus_per_worker:
+        return torch.device("cuda")
+    keep_freed_memory()
+    return torch.device("cpu")
 
 
 def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAutoencoder:

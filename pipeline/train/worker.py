@@ -18,6 +18,7 @@ from pipeline.errors import HipError, InfrastructureError, Interrupted, Training
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job, build_trainer
+from pipeline.train.build import prepare_device
 from pipeline.train.loop import StopFlag, Trainer, train
 from pipeline.train.memory import explain_out_of_memory, is_out_of_memory
 from pipeline.train.metrics import Metrics, Report
@@ -41,8 +42,7 @@ def train_worker(job: Job) -> None:
     options = job.options
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if options.scale.gpus_per_worker else "cpu")
-    torch.set_num_threads(options.scale.threads_per_worker)
-    device = torch.device("cpu")
+    device = prepare_device(options.scale)
     if options.scale.gpus_per_worker:
         from ray.train.torch import get_device
 
@@ -155,7 +155,6 @@ def own_process_group(options: PretrainOptions) -> Iterator[None]:
 def run_in_process(job: Job, stop: threading.Event, report: Report | None) -> Outcome:
     """Train in this process, alone."""
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if job.options.scale.gpus_per_worker else "cpu")
-    torch.set_num_threads(job.options.scale.threads_per_worker)
-    device = torch.device("cuda" if job.options.scale.gpus_per_worker else "cpu")
+    device = prepare_device(job.options.scale)
     with own_process_group(job.options):
         return run_worker(job, device, stop, report)
