@@ -122,6 +122,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.quick:
         arguments.size, arguments.repeats = "32", 1
     if arguments.one:
+        from pipeline.host_memory import keep_freed_memory
+
+        keep_freed_memory()  # as training does, and for all that are compared
         print(json.dumps(measure(arguments.peers[0], arguments.size, arguments.repeats)))
         return 0
     for peer in arguments.peers:

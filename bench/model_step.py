@@ -157,6 +157,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.models, arguments.sizes, arguments.repeats = ("hip_nano",), ("8", "16", "32"), 1
     settings = arguments.repeats, arguments.threads, arguments.batch, arguments.modes
     if arguments.one:
+        from pipeline.host_memory import keep_freed_memory
+
+        keep_freed_memory()  # as training does, and for all that are compared
         print(json.dumps(measure(arguments.models[0], arguments.sizes[0], *settings)))
         return 0
     wrong = []
