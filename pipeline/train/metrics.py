@@ -71,16 +71,15 @@ class Metrics(Hook):
             return
         if (step + 1) % every == 0:
             self._before = [p.detach().clone() for p in trainer.engine.module.parameters()]
-        elif step % every == 0 and self._before is not None:
-            self._before = None
 
     def update_ratio(self, trainer: Trainer) -> float:
         """Norm of the last update relative to the norm of the weights; not a number where weights are sharded."""
-        if self._before is None:
+        before, self._before = self._before, None
+        if before is None:
             return math.nan
         now = [parameter.detach() for parameter in trainer.engine.module.parameters()]
-        torch._foreach_sub_(self._before, now)  # in place: no second copy
-        norms = [torch.stack(torch._foreach_norm(values, dtype=torch.float32)) for values in (self._before, now)]
+        torch._foreach_sub_(before, now)  # in place: no second copy
+        norms = [torch.stack(torch._foreach_norm(values, dtype=torch.float32)) for values in (before, now)]
         moved, whole = torch.linalg.vector_norm(torch.stack(norms), dim=1)
         return float(moved / whole.clamp_min(1e-12))
 
