@@ -68,6 +68,11 @@ class PlanOptions(PretrainOptions):
     tokens: TokenRecipe | None = None  # the dataset's recipe, where shards do not exist yet
     plan: PlanSettings = field(default_factory=PlanSettings)
 
+    def __post_init__(self) -> None:
+        # What counts is the device planned for, whatever the scale would start here.
+        object.__setattr__(self, "engine", self.engine.settled(on_gpus=self.plan.device != "cpu_core"))
+        super().__post_init__()
+
 
 @dataclass(frozen=True)
 class RunPlan:

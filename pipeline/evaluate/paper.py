@@ -127,25 +127,32 @@ def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) 
 def _pretrained(
     options: ExperimentOptions, scale: StudyScale, model: ModelOptions, shards: str, label: str, seed: int
 ) -> str:
-    small = options.scale == "small"
-    result = run_pretraining(
-        PretrainOptions(
-            shards=shards,
-            storage=options.storage,
-            seed=seed,
-            run=RunOptions(name=f"{label}-pretrain"),
-            model=model,
-            batch=BatchOptions(global_size=options.batch_size or scale.batch),
-            duration=DurationOptions(epochs=options.pretrain_epochs or scale.pretrain_epochs),
-            optim=OptimOptions(base_learning_rate=scale.pretrain_rate),
-            engine=EngineOptions(kind="torch", precision="fp32") if small else EngineOptions(),
-            scale=ScaleOptions(workers=0, threads_per_worker=max(1, options.threads)) if small else ScaleOptions(),
-            figures=FigureOptions(every_steps=0),
-            tracking=options.tracking,
-        )
-    )
+    result = run_pretraining(pretraining_of(options, scale, model, shards, label, seed))
     assert result.checkpoint is not None
     return result.checkpoint
+
+
+def pretraining_of(
+    options: ExperimentOptions, scale: StudyScale, model: ModelOptions, shards: str, label: str, seed: int
+) -> PretrainOptions:
+    """What an arm pretrains with: in this process at the small scale, on a node's GPUs at the full one."""
+    small, threads = options.scale == "small", max(1, options.threads)
+    return PretrainOptions(
+        shards=shards,
+        storage=options.storage,
+        seed=seed,
+        run=RunOptions(name=f"{label}-pretrain"),
+        model=model,
+        batch=BatchOptions(global_size=options.batch_size or scale.batch),
+        duration=DurationOptions(epochs=options.pretrain_epochs or scale.pretrain_epochs),
+        optim=OptimOptions(base_learning_rate=scale.pretrain_rate),
+        engine=EngineOptions(kind="torch" if small else "deepspeed"),
+        scale=ScaleOptions(workers=0, threads_per_worker=threads)
+        if small
+        else ScaleOptions(options.gpus, cpus_per_worker=threads, gpus_per_worker=1, threads_per_worker=threads),
+        figures=FigureOptions(every_steps=0),
+        tracking=options.tracking,
+    )
 
 
 def _fresh(options: ExperimentOptions, model: ModelOptions, shards: str, label: str, seed: int) -> str:

@@ -28,6 +28,7 @@ class ExperimentOptions:
     batch_size: int | None = None  # none: the scale's
     fit_examples: int | None = None  # labelled examples used; none: all
     threads: int = 0  # torch threads; 0: leave as it is
+    gpus: int = 8  # that scale=full pretrains on, one worker each
     resamples: int = 1000  # of the bootstrap intervals
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 
@@ -43,3 +44,4 @@ class ExperimentOptions:
         at_least("pretrain_epochs", self.pretrain_epochs, 0.001)
         at_least("finetune_epochs", self.finetune_epochs, 0.001)
         at_least("batch_size", self.batch_size, 2)
+        at_least("gpus", self.gpus, 1)

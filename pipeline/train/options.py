@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from pipeline.errors import UserError, nearest
@@ -180,7 +180,7 @@ class EngineOptions:
     kind: str = "deepspeed"  # deepspeed | torch (its plain twin)
     stage: int = 1  # ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights are spread over workers
     offload_optimizer: bool = False  # optimizer state in main memory
-    precision: str = "bf16"
+    precision: str = "auto"  # bf16 on GPUs, fp32 on CPUs, most of which emulate bf16 | fp32 | bf16 | fp16
     gradient_clip: float | None = 1.0  # largest global gradient norm; none = off
     activation_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
     compile: bool = False  # torch.compile the model
@@ -190,10 +190,16 @@ class EngineOptions:
     def __post_init__(self) -> None:
         one_of("engine.kind", self.kind, ("deepspeed", "torch"))
         one_of("engine.stage", self.stage, (0, 1, 2, 3))
-        one_of("engine.precision", self.precision, ("fp32", "bf16", "fp16"))
+        one_of("engine.precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise UserError(f"engine.gradient_clip={self.gradient_clip} must be positive; null switches clipping off")
         at_least("engine.collective_timeout_seconds", self.collective_timeout_seconds, 1)
+
+    def settled(self, on_gpus: bool) -> EngineOptions:
+        """The same with ``auto`` replaced by the precision that it stands for."""
+        if self.precision != "auto":
+            return self
+        return replace(self, precision="bf16" if on_gpus else "fp32")
 
     def stage_for(self, workers: int) -> int:
         """The ZeRO stage to run: one float32 worker shares nothing, and stage 0 computes the same without the copies.
@@ -332,3 +338,5 @@ class PretrainOptions:
         one_of("resume", self.resume, ("auto", "never", "must"))
         if not self.shards:
             raise UserError("shards is empty; give the dataset folder, shards=/data/clips")
+        # Settled here, so that run.json, the tracked run and the plan name what is used.
+        object.__setattr__(self, "engine", self.engine.settled(on_gpus=self.scale.gpus_per_worker > 0))

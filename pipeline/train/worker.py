@@ -24,6 +24,7 @@ from pipeline.train.memory import explain_out_of_memory, is_out_of_memory
 from pipeline.train.metrics import Metrics, Report
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
+from pipeline.train.precision import slow_bfloat16
 from pipeline.train.progress import tracked_run_id, worker_news
 from pipeline.train.resume import DIVERGED, FAILED, FINISHED, INTERRUPTED
 from pipeline.train.validation import Validation
@@ -71,6 +72,9 @@ def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | 
             trainer = build_trainer(job, device, stop, report, tracker, stack)
             trainer.show = show
             if rank == 0:
+                slow = slow_bfloat16(device, job.options.engine.precision)
+                if slow:
+                    logger.warning("%s", slow)
                 logger.info("workers are up: training from step %d to %d", trainer.state.step, trainer.total_steps)
             train(trainer)
             outcome = _outcome(trainer, FINISHED, attempt)

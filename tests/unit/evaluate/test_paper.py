@@ -9,12 +9,14 @@ from hip_model.ordering import inverse, token_order
 from hip_model.variants import build_model
 from pipeline.errors import UserError
 from pipeline.evaluate.derive import Derivation, derive_shards
-from pipeline.evaluate.paper import ArmResult, render_table, t_interval, verdict
+from pipeline.evaluate.paper import ArmResult, pretraining_of, render_table, t_interval, verdict
 from pipeline.evaluate.paper_options import ExperimentOptions
 from pipeline.evaluate.studies import STUDIES, Claim
 from pipeline.evaluate.throughput import measure_throughput, render_throughput
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
+from pipeline.train.checks import check_options
+from pipeline.train.options import ModelOptions, PretrainOptions
 
 
 def test_shuffled_copy_holds_the_same_pixels_in_the_stated_order(shards, tmp_path):
@@ -105,3 +107,16 @@ def test_throughput_table_has_a_line_for_each_model_and_size():
     assert [entry.side for entry in found] == [8, 16]
     assert all(entry.steps_per_second and entry.steps_per_second > 0 for entry in found)
     assert "| 16 | 256 | hip_nano | 1 |" in render_throughput(found, "cpu")
+
+
+def test_the_full_scale_pretrains_on_gpus_and_the_small_one_here() -> None:
+    def pretraining(scale: str, **values: int) -> PretrainOptions:
+        options = ExperimentOptions("positions", shards="data", scale=scale, **values)
+        return pretraining_of(options, STUDIES["positions"].scales[scale], ModelOptions("hip_16"), "data", "arm", 0)
+
+    full, small = pretraining("full", gpus=4), pretraining("small")
+    check_options(full)
+    check_options(small)
+    assert (full.scale.workers, full.scale.gpus_per_worker, full.engine.kind) == (4, 1, "deepspeed")
+    assert full.engine.precision == "bf16"
+    assert (small.scale.workers, small.engine.kind, small.engine.precision) == (0, "torch", "fp32")

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
 import yaml
 from training_data import write_dataset
 
 import conf
 from hip_model import available_models
+from pipeline.cluster.plan import PlanOptions, PlanSettings
 from pipeline.config import load_options
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
@@ -27,6 +29,7 @@ from pipeline.train.options import (
     ScheduleOptions,
 )
 from pipeline.train.plan import plan
+from pipeline.train.precision import _product_seconds, slow_bfloat16
 
 CONF = Path(conf.__file__).parent
 BASE = PretrainOptions(shards="data", duration=DurationOptions(steps=10))
@@ -209,3 +212,36 @@ def test_graphs_are_refused_where_examples_lack_a_modality(tmp_path: Path) -> No
 )
 def test_one_float32_worker_needs_no_zero_stage(options: EngineOptions, workers: int, stage: int) -> None:
     assert options.stage_for(workers) == stage
+
+
+def test_precision_follows_the_device_unless_it_is_named() -> None:
+    gpu = ScaleOptions(1, gpus_per_worker=1)
+    assert PretrainOptions(shards="data").engine.precision == "fp32"
+    assert PretrainOptions(shards="data", scale=gpu).engine.precision == "bf16"
+    named = EngineOptions(precision="bf16")
+    assert PretrainOptions(shards="data", engine=named).engine.precision == "bf16"
+    assert PretrainOptions(shards="data", scale=gpu, engine=EngineOptions(precision="fp32")).engine.precision == "fp32"
+
+
+def test_a_plan_takes_the_precision_of_the_device_planned_for() -> None:
+    assert PlanOptions(shards="data").engine.precision == "bf16"  # on an H200
+    assert PlanOptions(shards="data", plan=PlanSettings(device="cpu_core")).engine.precision == "fp32"
+
+
+def test_emulated_bfloat16_is_told_and_only_where_it_is_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, seconds = torch.device("cpu"), {torch.float32: 1.0, torch.bfloat16: 9.0}
+    monkeypatch.setattr("pipeline.train.precision._product_seconds", seconds.__getitem__)
+    said = slow_bfloat16(cpu, "bf16")
+    assert said is not None
+    assert "engine.precision=bf16" in said
+    assert "9 times" in said
+    assert "engine.precision=fp32" in said
+    assert slow_bfloat16(cpu, "fp32") is None
+    assert slow_bfloat16(torch.device("cuda"), "bf16") is None
+    seconds[torch.bfloat16] = 0.7
+    assert slow_bfloat16(cpu, "bf16") is None
+
+
+def test_products_are_timed_for_real() -> None:
+    assert 0 < _product_seconds(torch.float32) < 1
+    assert 0 < _product_seconds(torch.bfloat16) < 10
