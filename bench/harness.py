@@ -145,6 +145,7 @@ def environment(packages: Sequence[str] = ()) -> dict[str, Any]:
             versions[name] = importlib.metadata.version(name)
     return {
         "processor": _processor(),
+        "instructions": _instructions(),
         "cores": os.cpu_count(),
         "cores_allowed": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
@@ -258,6 +259,13 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return platform.processor() or platform.machine()
+
+
+def _instructions() -> str:
+    """The widest that torch uses; a virtual machine hides the processor's model but not these."""
+    import torch
+
+    return torch.backends.cpu.get_cpu_capability()
 
 
 def _device() -> str:

@@ -37,7 +37,9 @@ def test_a_result_file_says_what_it_is_of(tmp_path: Path) -> None:
     content = json.loads(path.read_text())
     assert content["benchmark"] == "example"
     assert content["notes"] == ["nothing else was run"]
-    assert {"processor", "cores", "memory_gib", "versions", "python", "code_version"} <= set(content["environment"])
+    assert {"processor", "instructions", "cores", "memory_gib", "versions", "python", "code_version"} <= set(
+        content["environment"]
+    )
     assert content["command"]
     assert content["date"].startswith("20")
     row = content["rows"][0]
