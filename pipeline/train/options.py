@@ -180,7 +180,7 @@ class EngineOptions:
     kind: str = "deepspeed"  # deepspeed | torch (its plain twin)
     stage: int = 1  # ZeRO: 0 nothing, 1 optimizer state, 2 and gradients, 3 and weights are spread over workers
     offload_optimizer: bool = False  # optimizer state in main memory
-    precision: str = "auto"  # bf16 on GPUs, fp32 on CPUs, most of which emulate bf16 | fp32 | bf16 | fp16
+    precision: str = "auto"  # auto (bf16 on GPUs, fp32 on CPUs: most emulate bf16) | fp32 | bf16 | fp16
     gradient_clip: float | None = 1.0  # largest global gradient norm; none = off
     activation_checkpointing: bool = False  # recompute each block in the backward pass: less memory, more time
     compile: bool = False  # torch.compile the model

@@ -30,6 +30,7 @@ from pipeline.train.options import (
 )
 from pipeline.train.plan import plan
 from pipeline.train.precision import _product_seconds, slow_bfloat16
+from pipeline.train.resume import RUNNING, RunRecord, differing, options_to_dict
 
 CONF = Path(conf.__file__).parent
 BASE = PretrainOptions(shards="data", duration=DurationOptions(steps=10))
@@ -221,6 +222,18 @@ def test_precision_follows_the_device_unless_it_is_named() -> None:
     named = EngineOptions(precision="bf16")
     assert PretrainOptions(shards="data", engine=named).engine.precision == "bf16"
     assert PretrainOptions(shards="data", scale=gpu, engine=EngineOptions(precision="fp32")).engine.precision == "fp32"
+
+
+def test_a_run_keeps_its_precision_on_another_device() -> None:
+    def record(options: PretrainOptions) -> RunRecord:
+        return RunRecord("first", RUNNING, options_to_dict(options), "", "", "")
+
+    gpu = ScaleOptions(1, gpus_per_worker=1)
+    begun = record(PretrainOptions(shards="data"))
+    (difference,) = differing(begun, record(PretrainOptions(shards="data", scale=gpu)))
+    assert "engine.precision" in difference
+    named = PretrainOptions(shards="data", scale=gpu, engine=EngineOptions(precision="fp32"))
+    assert differing(begun, record(named)) == []
 
 
 def test_a_plan_takes_the_precision_of_the_device_planned_for() -> None:
