@@ -112,26 +112,30 @@ def _compute_here(
     computed = {}
     with ThreadPoolExecutor(1) as saver:
         saving: Future[None] | None = None
-        for bounds in pieces:
-            computed[bounds] = compute_piece(loaded, reader, request, batch_size, bounds)
+        for bounds, piece in compute_pieces(loaded, reader, request, batch_size, pieces):
+            computed[bounds] = piece
             if saving is not None:
                 saving.result()  # a full disk ends the work at the next piece, not at the last
-            saving = saver.submit(save_piece, folder, bounds, computed[bounds])
+            saving = saver.submit(save_piece, folder, bounds, piece)
         if saving is not None:
             saving.result()
     return computed
 
 
-def compute_piece(
-    loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, batch_size: int, bounds: tuple[int, int]
-) -> Piece:
-    """The rows ``bounds`` = [start, stop) of the split."""
-    parts = [
-        embed_batch(loaded, batch.part(first, first + batch_size), request)
-        for batch in _read_ahead(reader, bounds, batch_size)
-        for first in range(0, len(batch.sources), batch_size)
-    ]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+def compute_pieces(
+    loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, batch_size: int, pieces: list[tuple[int, int]]
+) -> Iterator[tuple[tuple[int, int], Piece]]:
+    """The pieces in order, each with its rows [start, stop) of the split; the next one's are read meanwhile."""
+    # Many batches at a time, because a thread that reads holds up the model's small operations.
+    read_examples = max(1, _READ_BYTES // (reader.row_bytes * batch_size)) * batch_size
+    reads = [(bounds, rows) for bounds in pieces for rows in _pieces(bounds[1], read_examples, bounds[0])]
+    parts: list[Piece] = []
+    for (bounds, rows), read in zip(reads, _read_ahead(reader, [rows for _, rows in reads]), strict=True):
+        for first, last in _pieces(len(read.sources), batch_size):
+            parts.append(embed_batch(loaded, read.part(first, last), request))
+        if rows[1] == bounds[1]:
+            yield bounds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            parts = []
 
 
 def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
@@ -141,19 +145,17 @@ def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
     storage.write_atomic(_location(folder, *bounds), stream.getvalue())
 
 
-def _read_ahead(reader: ShardReader, bounds: tuple[int, int], batch_size: int) -> Iterator[Batch]:
-    """The rows ``bounds`` in order, many batches at a time; the next ones are read while the model works on the last.
-
-    Many, because a thread that reads holds up the model's small operations.
-    """
-    count = max(1, _READ_BYTES // (reader.row_bytes * batch_size)) * batch_size
-    rows = [np.arange(start, stop) for start, stop in _pieces(bounds[1], count, bounds[0])]
+def _read_ahead(reader: ShardReader, ranges: list[tuple[int, int]]) -> Iterator[Batch]:
+    """The rows [start, stop) of each range; the next ones are read while the model works on the last."""
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(reader.read, rows[0])
-        for following in rows[1:]:
-            batch, waiting = waiting.result(), pool.submit(reader.read, following)
-            yield batch
-        yield waiting.result()
+        waiting: Future[Batch] | None = None
+        for bounds in ranges:
+            following = pool.submit(reader.read, np.arange(*bounds))
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()
 
 
 def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> Piece:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.evaluate.embed import EmbedRequest, compute_piece, save_piece
+from pipeline.evaluate.embed import EmbedRequest, compute_pieces, save_piece
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.host_memory import keep_freed_memory
 
@@ -25,9 +25,8 @@ class PieceEmbedder:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Write each piece of the batch; gives back its bounds only, so nothing large crosses the object store."""
-        for start, stop in zip(batch["start"], batch["stop"], strict=True):
-            bounds = (int(start), int(stop))
-            piece = compute_piece(self.loaded, self.reader, self.request, self.batch_size, bounds)
+        pieces = [(int(start), int(stop)) for start, stop in zip(batch["start"], batch["stop"], strict=True)]
+        for bounds, piece in compute_pieces(self.loaded, self.reader, self.request, self.batch_size, pieces):
             save_piece(self.folder, bounds, piece)
         return {"rows": np.asarray(batch["stop"]) - np.asarray(batch["start"])}
 

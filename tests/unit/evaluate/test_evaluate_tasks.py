@@ -1,5 +1,6 @@
 """Each task on real shards and a real (untrained) model: the numbers, files and refusals that a user meets."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -88,21 +89,18 @@ def test_retrieval_reports_both_directions_against_chance(options):
 def test_interrupted_embedding_continues_from_its_pieces(options, monkeypatch, tmp_path):
     from pipeline.evaluate import embed
 
-    calls = []
-    original = embed.compute_piece
+    original = embed.compute_pieces
 
     def stop_after_two(*arguments):
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        calls.append(arguments)
-        return original(*arguments)
+        yield from itertools.islice(original(*arguments), 2)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(embed, "compute_piece", stop_after_two)
+    monkeypatch.setattr(embed, "compute_pieces", stop_after_two)
     with pytest.raises(KeyboardInterrupt):
         evaluate(options(task="knn"))
     pieces = sorted((tmp_path / "evaluation").rglob("rows_*.npz"))
     stamps = [piece.stat().st_mtime_ns for piece in pieces]
-    monkeypatch.setattr(embed, "compute_piece", original)
+    monkeypatch.setattr(embed, "compute_pieces", original)
     evaluate(options(task="knn"))
     assert len(pieces) == 2
     assert [piece.stat().st_mtime_ns for piece in pieces] == stamps

@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from hip_model.errors import ConfigError, InputError
 from hip_model.normalisation import Normalisation, normalisations_from_card
@@ -19,6 +21,23 @@ def test_integers_round_trip_through_normalised_units(dtype):
     expected = (raw.double() - torch.tensor(normalisation.mean)) / torch.tensor(normalisation.std)
     torch.testing.assert_close(normalised, expected.float())
     assert torch.equal(normalisation.denormalise(normalised).round().to(dtype), raw)
+
+
+@given(
+    leading=st.lists(st.integers(0, 3), max_size=2),
+    tokens=st.sampled_from([0, 1, 7, 32, 48, 64, 192, 200]),
+    channels=st.integers(1, 4),
+    flipped=st.booleans(),
+)
+def test_tokens_taken_together_give_the_values_of_each_channel_alone(leading, tokens, channels, flipped):
+    raw = torch.randint(0, 255, (*leading, tokens, channels), dtype=torch.uint8)
+    if flipped:  # strides that no view of several tokens fits
+        raw = raw.transpose(-1, -2).contiguous().transpose(-1, -2)
+    mean, std = [float(channel) for channel in range(channels)], [2.0**channel for channel in range(channels)]
+    normalised = Normalisation(tuple(mean), tuple(std)).normalise(raw)
+    assert normalised.shape == raw.shape
+    for channel in range(channels):  # powers of two, so exact
+        assert torch.equal(normalised[..., channel], (raw[..., channel].float() - mean[channel]) / std[channel])
 
 
 def test_floats_are_normalised_only_when_declared_raw():
