@@ -88,7 +88,7 @@ def main() -> None:
     keep_freed_memory()  # as hip evaluate does; for both
     report = Report("model_embedding")
     count = 64 if arguments.quick else 256
-    measure(report, "hip_nano", 32, 4 * count, 32, arguments.repeats)
+    measure(report, "hip_nano", 32, 16 * count, 32, arguments.repeats)
     measure(report, "hip_micro", 64, 4 * count, 32, arguments.repeats)
     report.note("One torch thread; batches are read ahead in a second thread, so wall time can use a second core.")
     report.finish(arguments.output)

@@ -5,10 +5,11 @@ cd "$(dirname "$0")/.."
 venv=${1:?usage: deploy/install.sh <folder of the virtual environment>}
 python=$(command -v python3.11 || command -v python3) || { echo "error: Python 3.11 or newer is needed (apt-get install python3 python3-venv)" >&2; exit 2; }
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $python is older than Python 3.11" >&2; exit 2; }
-echo "installing into $venv: about 1 minute with a fast network"
+echo "installing into $venv: 1 to 2 minutes with a fast network"
 [ -x "$venv/bin/python" ] || "$python" -m venv "$venv" || { echo "error: no venv module (apt-get install python3-venv)" >&2; exit 2; }
 "$venv/bin/python" -m pip install --quiet uv || { echo "error: PyPI cannot be reached; check the network or pip's index settings" >&2; exit 5; }
-options=(--constraint constraints.txt)
+# Compiled here once: where PYTHONDONTWRITEBYTECODE is set every process that imports torch, Ray or MLflow would do it again.
+options=(--constraint constraints.txt --compile-bytecode)
 if [ -n "${PIP_FIND_LINKS:-}" ]; then
   export UV_FIND_LINKS="$PIP_FIND_LINKS"
 elif ! command -v nvidia-smi >/dev/null 2>&1; then

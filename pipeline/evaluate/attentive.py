@@ -9,7 +9,7 @@ from torch import Tensor
 from hip_model.heads import AttentiveProbe
 from pipeline.errors import UserError
 from pipeline.evaluate.classify import score_classes
-from pipeline.evaluate.embed import batch_latents
+from pipeline.evaluate.embed import latents_of
 from pipeline.evaluate.probe import check_labels, is_multilabel, label_matrix
 from pipeline.evaluate.report import Findings
 from pipeline.evaluate.session import Session
@@ -82,7 +82,9 @@ def _latents(session: Session, split: str, level: int) -> tuple[Tensor, list[tup
     size = session.options.embed.batch_size
     for first in range(0, count, size):
         batch = reader.read(np.arange(first, min(first + size, count)))
-        found = batch_latents(session.loaded, batch, max(level + 1, session.loaded.num_encoder_levels))[level]
+        inputs = session.loaded.normalise(batch.arrays)
+        level_count = max(level + 1, session.loaded.num_encoder_levels)
+        found = latents_of(session.loaded, inputs, batch.present, level_count)[level]
         needed = found[0].numel() * 4 * count
         if needed > _MOST_BYTES:
             raise UserError(

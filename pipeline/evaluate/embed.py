@@ -5,10 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from pipeline.shards.reader import Batch, ShardReader
 # Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each batch.
 Piece = dict[str, np.ndarray]
 
-_READ_BYTES = 32_000_000  # of tokens at a time
+_READ_BYTES = 32_000_000  # of tokens at a time; four times as much once they are float32
 _VERSION = 3  # raised when the content of a piece changes meaning
 
 
@@ -130,9 +129,11 @@ def compute_pieces(
     read_examples = max(1, _READ_BYTES // (reader.row_bytes * batch_size)) * batch_size
     reads = [(bounds, rows) for bounds in pieces for rows in _pieces(bounds[1], read_examples, bounds[0])]
     parts: list[Piece] = []
-    for (bounds, rows), read in zip(reads, _read_ahead(reader, [rows for _, rows in reads]), strict=True):
-        for first, last in _pieces(len(read.sources), batch_size):
-            parts.append(embed_batch(loaded, read.part(first, last), request))
+    loads = _read_ahead(loaded, reader, [rows for _, rows in reads])
+    for (bounds, rows), (batch, inputs) in zip(reads, loads, strict=True):
+        for first, last in _pieces(len(batch.sources), batch_size):
+            some = {name: values[first:last] for name, values in inputs.items()}
+            parts.append(embed_batch(loaded, batch.part(first, last), some, request))
         if rows[1] == bounds[1]:
             yield bounds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             parts = []
@@ -145,12 +146,19 @@ def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
     storage.write_atomic(_location(folder, *bounds), stream.getvalue())
 
 
-def _read_ahead(reader: ShardReader, ranges: list[tuple[int, int]]) -> Iterator[Batch]:
-    """The rows [start, stop) of each range; the next ones are read while the model works on the last."""
+def _read_ahead(
+    loaded: LoadedModel, reader: ShardReader, ranges: list[tuple[int, int]]
+) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
+    """The rows [start, stop) of each range, raw and normalised; the next are made while the model works on the last."""
+
+    def load(start: int, stop: int) -> tuple[Batch, dict[str, torch.Tensor]]:
+        batch = reader.read(np.arange(start, stop))
+        return batch, loaded.normalise(batch.arrays)
+
     with ThreadPoolExecutor(1) as pool:
-        waiting: Future[Batch] | None = None
+        waiting: Future[tuple[Batch, dict[str, torch.Tensor]]] | None = None
         for bounds in ranges:
-            following = pool.submit(reader.read, np.arange(*bounds))
+            following = pool.submit(load, *bounds)
             if waiting is not None:
                 yield waiting.result()
             waiting = following
@@ -158,9 +166,10 @@ def _read_ahead(reader: ShardReader, ranges: list[tuple[int, int]]) -> Iterator[
             yield waiting.result()
 
 
-def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> Piece:
-    """One batch: ``<part>_<level>`` float32 [B, width], and what is known about each example."""
-    latents = batch_latents(loaded, batch, request.level_count, request.modalities)
+def embed_batch(loaded: LoadedModel, batch: Batch, inputs: dict[str, torch.Tensor], request: EmbedRequest) -> Piece:
+    """One batch, ``inputs`` being its normalised tokens: ``<part>_<level>`` float32 [B, width], and what is known
+    about each example."""
+    latents = latents_of(loaded, inputs, batch.present, request.level_count, request.modalities)
     found = {}
     for level in range(request.level_count):
         for part, values in pooled_parts(latents[level]).items():
@@ -175,12 +184,15 @@ def embed_batch(loaded: LoadedModel, batch: Batch, request: EmbedRequest) -> Pie
 
 
 @torch.inference_mode()
-def batch_latents(
-    loaded: LoadedModel, batch: Any, level_count: int, modalities: tuple[str, ...] | None = None
+def latents_of(
+    loaded: LoadedModel,
+    inputs: dict[str, torch.Tensor],
+    present: Mapping[str, np.ndarray],
+    level_count: int,
+    modalities: tuple[str, ...] | None = None,
 ) -> list[torch.Tensor]:
     """The latents [B, G, N, D] of every block asked for; the decoder only runs when its levels are."""
-    inputs = loaded.normalise(batch.arrays)
-    selection = loaded.presence(batch.present, modalities)
+    selection = loaded.presence(present, modalities)
     if level_count <= loaded.num_encoder_levels:
         return list(loaded.model.encode(inputs, selection))
     return list(loaded.model(inputs, selection).latents)
