@@ -9,11 +9,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.shards.checksum import array_checksum, row_checksum
+from pipeline.shards.checksum import bytes_checksum, row_checksum
 from pipeline.shards.schema import ModalitySpec, hash_column
 
 Description = tuple[bytes, str, float, tuple[int, ...]]
 """Id, source, start in seconds and labels of one row."""
+
+_LET_GO_BYTES = 1 << 16  # below, a copy is shorter than what it takes to let other threads run
 
 
 class RowMismatchError(Exception):
@@ -36,6 +38,7 @@ class Block:
     def __init__(self, batch: pa.RecordBatch, specs: Sequence[ModalitySpec]) -> None:
         self.rows = batch.num_rows
         self._tokens = {spec.name: _token_view(batch.column(spec.name), spec) for spec in specs}
+        self._bytes = {name: tokens.data.cast("B") for name, tokens in self._tokens.items()}
         self._present = {name: _validity(batch.column(name)) for name in self._tokens}
         # Views that give Python's own values: making a numpy or pyarrow scalar takes longer than the checks it is for.
         self._hashes = {name: _view(batch.column(hash_column(name)).buffers()[1], "Q") for name in self._tokens}
@@ -80,17 +83,22 @@ class Block:
             raise RowMismatchError(row, "row", described[0])
         return described
 
-    def copy_tokens(self, name: str, row: int, out: np.ndarray, verify: bool) -> bool:
-        """Copy one row's tokens into contiguous ``out``, zeros if missing; returns whether the row has them.
+    def copy_tokens(self, name: str, row: int, target: memoryview[int], verify: bool) -> bool:
+        """Copy one row's tokens into ``target``, its bytes; zeros if missing. Returns whether the row has them.
 
         Raises:
             RowMismatchError: the copy differs from what was written.
         """
+        size = len(target)
         if not self._present[name][row]:
-            out.fill(0)
+            target[:] = bytes(size)
             return False
-        np.copyto(out, self._tokens[name][row])
-        if verify and array_checksum(out) != self._hashes[name][row]:
+        source = self._bytes[name][row * size : (row + 1) * size]
+        if size < _LET_GO_BYTES:
+            target[:] = source
+        else:  # NumPy lets other threads run meanwhile
+            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+        if verify and bytes_checksum(target) != self._hashes[name][row]:
             raise RowMismatchError(row, name, self.example_id(row))
         return True
 

@@ -9,9 +9,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
+_HEAD = struct.Struct("<16sdII")
+_PRESENT = struct.Struct("<cQ")
+
+
+def bytes_checksum(content: memoryview[int]) -> int:
+    """xxh3_64 of a modality's tokens."""
+    return int(xxhash.xxh3_64_intdigest(content))
+
 
 def array_checksum(array: np.ndarray) -> int:
-    """xxh3_64 of a contiguous array's bytes."""
+    """The same of a contiguous array's bytes."""
     return int(xxhash.xxh3_64_intdigest(array.data))
 
 
@@ -23,9 +31,12 @@ def row_checksum(
     It makes a flipped bit in an id, a label or a validity bitmap as visible as one in a pixel.
     """
     text = source.encode()
-    head = struct.pack(f"<16sdII{len(labels)}i", example_id, start_seconds, len(text), len(labels), *labels)
-    present = b"".join(b"\0" if value is None else struct.pack("<cQ", b"\1", value) for value in hashes)
-    return int(xxhash.xxh3_64_intdigest(head + text + present))
+    parts = [_HEAD.pack(example_id, start_seconds, len(text), len(labels))]
+    if labels:
+        parts.append(struct.pack(f"<{len(labels)}i", *labels))
+    parts.append(text)
+    parts += [b"\0" if value is None else _PRESENT.pack(b"\1", value) for value in hashes]
+    return int(xxhash.xxh3_64_intdigest(b"".join(parts)))
 
 
 class HashingSink:

@@ -63,6 +63,7 @@ class ShardReader:
         self._verify = verify
         self._shards = self.manifest.shards_of(split)
         self._specs = {spec.name: spec for spec in self.manifest.modalities}
+        self._row_bytes = {name: spec.row_bytes for name, spec in self._specs.items()}
         self._first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._rows_per_block = np.array([shard.rows_per_batch for shard in self._shards], np.int64)
         self._blocks: LocalBlocks | RemoteBlocks
@@ -77,7 +78,7 @@ class ShardReader:
     @property
     def row_bytes(self) -> int:
         """Token bytes of one example."""
-        return sum(spec.row_bytes for spec in self._specs.values())
+        return sum(self._row_bytes.values())
 
     def block_bounds(self) -> np.ndarray:
         """First example of each record batch, and the number of examples: int64 ``[blocks + 1]``."""
@@ -89,6 +90,8 @@ class ShardReader:
 
     def read(self, indices: np.ndarray, out: Mapping[str, np.ndarray] | None = None) -> Batch:
         """Copy examples ``indices`` (int64 ``[B]``) into ``out``, arrays ``[B, tokens, channels]``, made if None.
+
+        Those of ``out`` have to be contiguous.
 
         Raises:
             IndexError: an index outside the dataset.
@@ -102,8 +105,9 @@ class ShardReader:
         arrays = dict(out) if out is not None else self.allocate(count)
         present = {name: np.zeros(count, bool) for name in self._specs}
         described: list[Description] = [(b"", "", 0.0, ())] * count
+        targets = {name: array.data.cast("B") for name, array in arrays.items()} if count else {}
         for shard, block_index, rows, slots in self._by_block(wanted):
-            self._read_block(shard, block_index, rows, slots, arrays, present, described)
+            self._read_block(shard, block_index, rows, slots, targets, present, described)
         return Batch(
             arrays,
             present,
@@ -141,7 +145,7 @@ class ShardReader:
         block_index: int,
         rows: list[int],
         slots: list[int],
-        arrays: dict[str, np.ndarray],
+        targets: dict[str, memoryview[int]],
         present: dict[str, np.ndarray],
         described: list[Description],
     ) -> None:
@@ -150,7 +154,7 @@ class ShardReader:
             try:
                 block = self._blocks.block(shard, block_index)
                 for row, slot in zip(rows, slots, strict=True):
-                    described[slot] = self._copy(block, row, slot, arrays, present)
+                    described[slot] = self._copy(block, row, slot, targets, present)
                 return
             except RowMismatchError as error:
                 if last_try or not self._blocks.forget(shard, block_index):
@@ -160,11 +164,12 @@ class ShardReader:
                 raise DataError(f"{error}. {self._remedy(shard)}") from error
 
     def _copy(
-        self, block: Block, row: int, slot: int, arrays: dict[str, np.ndarray], present: dict[str, np.ndarray]
+        self, block: Block, row: int, slot: int, targets: dict[str, memoryview[int]], present: dict[str, np.ndarray]
     ) -> Description:
         described = block.describe_checked(row) if self._verify else block.describe(row)
-        for name, array in arrays.items():
-            present[name][slot] = block.copy_tokens(name, row, array[slot], self._verify)
+        for name, target in targets.items():
+            size = self._row_bytes[name]
+            present[name][slot] = block.copy_tokens(name, row, target[slot * size : (slot + 1) * size], self._verify)
         return described
 
     def _mismatch(self, shard: int, row: int, error: RowMismatchError) -> str:

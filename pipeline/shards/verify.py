@@ -104,7 +104,7 @@ def _damage(block: Block, row: int, specs: tuple[ModalitySpec, ...]) -> str | No
     try:
         block.describe_checked(row)
         for spec in specs:
-            block.copy_tokens(spec.name, row, np.empty((spec.num_tokens, spec.num_channels), spec.dtype), verify=True)
+            block.copy_tokens(spec.name, row, memoryview(bytearray(spec.row_bytes)), verify=True)
     except RowMismatchError as error:
         return error.column
     return None
