@@ -80,7 +80,7 @@ def write_pictures(folder: Path, side: int, count: int) -> str:
 
 
 def main() -> None:
-    """A small model, where overhead would show most, and a larger one."""
+    """Two small models, where overhead shows most, and a published one."""
     arguments = arguments_parser(__doc__).parse_args()
     torch.set_num_threads(1)
     from pipeline.host_memory import keep_freed_memory
@@ -90,6 +90,7 @@ def main() -> None:
     count = 64 if arguments.quick else 256
     measure(report, "hip_nano", 32, 16 * count, 32, arguments.repeats)
     measure(report, "hip_micro", 64, 4 * count, 32, arguments.repeats)
+    measure(report, "hip_mini", 64, count // 4, 32, arguments.repeats)
     report.note("One torch thread; batches are read ahead in a second thread, so wall time can use a second core.")
     report.finish(arguments.output)
 
