@@ -22,7 +22,7 @@ from pipeline.shards.reader import Batch, ShardReader
 # Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each batch.
 Piece = dict[str, np.ndarray]
 
-_READ_BYTES = 32_000_000  # of tokens at a time; four times as much once they are float32
+_READ_BYTES = 16_000_000  # of tokens at a time; four times as much once they are float32
 _VERSION = 3  # raised when the content of a piece changes meaning
 
 
