@@ -25,9 +25,16 @@ class AwaitClosing(Callback):
     Only then are its workers gone, their processors free and its last checkpoint whole.
     """
 
-    def __init__(self, trials_folder: str, name_of: Callable[[Any], str], seconds: float = CLOSING_SECONDS) -> None:
+    def __init__(
+        self,
+        trials_folder: str,
+        name_of: Callable[[Any], str],
+        more_to_come: Callable[[], bool],
+        seconds: float = CLOSING_SECONDS,
+    ) -> None:
         self._trials_folder = trials_folder
         self._name_of = name_of
+        self._more_to_come = more_to_come
         self._seconds = seconds
         self._stopped: set[str] = set()
 
@@ -36,8 +43,11 @@ class AwaitClosing(Callback):
         self._stopped.add(self._name_of(trial))
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Wait, but never while another trial could report."""
-        if not all(trial.is_finished() for trial in trials):
+        """Wait, but never while another trial could report, or start.
+
+        Ray keeps a stopped trial's worker for the next one, which closes what it finds: it is waiting for us.
+        """
+        if not all(trial.is_finished() for trial in trials) or self._more_to_come():
             return
         deadline = time.monotonic() + self._seconds
         closing = [name for name in self._stopped if self._is_closing(name)]

@@ -29,7 +29,7 @@ from pipeline.tune.closing import AwaitClosing
 from pipeline.tune.prepared import PreparedSearch
 from pipeline.tune.progress import Progress
 from pipeline.tune.sampling import load_factory
-from pipeline.tune.searcher import CandidateSearcher, ray_folder
+from pipeline.tune.searcher import CandidateSearcher, more_to_come, ray_folder
 from pipeline.tune.space import Choice
 from pipeline.tune.trial import Trial, TrialSetup
 
@@ -149,11 +149,20 @@ def _new_tuner(prepared: PreparedSearch, factory: CandidateFactory, trainable: A
             callbacks=[
                 JsonLoggerCallback(),
                 Progress(search.trials, search.metric, search.mode, prepared.base_steps),
-                AwaitClosing(join(prepared.folder, "trials"), _trial_name),
+                AwaitClosing(
+                    join(prepared.folder, "trials"),
+                    _trial_name,
+                    # A population starts whole, and keeps no worker for another member.
+                    _never if drawn_first else partial(more_to_come, prepared.folder, search.trials),
+                ),
             ],
             verbose=0,
         ),
     )
+
+
+def _never() -> bool:
+    return False
 
 
 def _population(prepared: PreparedSearch, searcher: CandidateSearcher) -> dict[str, Any]:

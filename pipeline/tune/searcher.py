@@ -98,6 +98,14 @@ class CandidateLog:
         storage.write_atomic(self._location, json.dumps(content, indent=1).encode())
 
 
+def more_to_come(folder: str, trials: int) -> bool:
+    """Whether a search of so many trials will still start one, by its log."""
+    log = CandidateLog(folder)
+    if not log.is_used_up and len(log.accepted) < trials:
+        return True
+    return any(candidate.index not in log.outcomes for candidate in log.accepted)
+
+
 class CandidateSearcher(Searcher):
     """A Ray Tune searcher over candidates. Its whole memory is the candidate log, so a killed search loses nothing."""
 

@@ -147,6 +147,7 @@ def test_bad_trials_stop_early_and_give_their_worker_back(
     assert any(line.startswith("trial_000 step 3/12: loss ") for line in said)
     assert any(line.startswith("trial_003 is stopped early at step 3/12: loss ") for line in said)
     assert any("| 4/4 done, best trial_000 " in line for line in said)
+    assert not any("did not close" in line for line in said), "a kept worker closes when the next trial takes it"
 
     parent, children = tracked_runs(server.url)
     assert parent.info.status == "FINISHED"

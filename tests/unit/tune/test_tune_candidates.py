@@ -21,7 +21,7 @@ from pipeline.train.options import BatchOptions, DurationOptions, ModelOptions
 from pipeline.tune.candidates import GIB, Candidate, CandidateFactory, mask_of, training_options
 from pipeline.tune.options import SearchOptions, TuneOptions
 from pipeline.tune.prepared import prepare
-from pipeline.tune.searcher import CandidateLog, CandidateSearcher
+from pipeline.tune.searcher import CandidateLog, CandidateSearcher, more_to_come
 from pipeline.tune.space import build_space
 
 IMAGE = [Modality("image", 64, 3, (8, 8)), Modality("audio", 64, 1, (64,))]
@@ -183,6 +183,7 @@ def test_every_algorithm_draws_distinct_candidates(algorithm: str, tmp_path: Pat
         drawn.append(json.dumps(config["candidate"]["settings"]))
         found.on_trial_complete(f"ray{number}", {"loss": 1.0 / (number + 1)})
     assert len(set(drawn)) == 6
+    assert not more_to_come(str(tmp_path), 6)
     assert found.suggest("ray6") == found.FINISHED
 
 
@@ -192,6 +193,10 @@ def test_a_used_up_space_ends_the_search(tmp_path: Path) -> None:
     configs = [found.suggest(f"ray{number}") for number in range(5)]
     assert configs[4] == found.FINISHED
     assert CandidateLog(str(tmp_path)).is_used_up
+    for number in range(4):
+        assert more_to_come(str(tmp_path), 9), "a candidate without an outcome may be started again"
+        found.on_trial_complete(f"ray{number}", {"loss": 1.0})
+    assert not more_to_come(str(tmp_path), 9)
     assert len({json.dumps(config["candidate"]["settings"]) for config in configs[:4]}) == 4
 
 
