@@ -35,7 +35,7 @@ def rate_rows(case: Case, gigabytes: float, actions: dict[str, Callable[[], Any]
 
 def writing(folder: Path, case: Case, examples: Sequence[Arrays], repeats: int) -> list[Row]:
     """Writing a shard, and its parts alone."""
-    from pipeline.shards.checksum import array_checksum
+    from pipeline.shards.checksum import tokens_checksum
     from pipeline.shards.columns import RowBuffer
     from pipeline.shards.statistics import ChannelSums
 
@@ -56,7 +56,7 @@ def writing(folder: Path, case: Case, examples: Sequence[Arrays], repeats: int) 
         "write": partial(write_shard, folder, case, examples),
         "floor: plain file": plainly,
         "part: statistics": lambda: [ChannelSums.of(array) for array in arrays],
-        "part: row hashes": lambda: [array_checksum(array) for array in arrays],
+        "part: row hashes": lambda: [tokens_checksum(array.data) for array in arrays],
     }
     return rate_rows(case, len(examples) * case.row_bytes / 1e9, actions, repeats)
 

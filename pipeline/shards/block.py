@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.shards.checksum import bytes_checksum, row_checksum
+from pipeline.shards.checksum import row_checksum, tokens_checksum
 from pipeline.shards.schema import ModalitySpec, hash_column
 
 Description = tuple[bytes, str, float, tuple[int, ...]]
@@ -98,7 +98,7 @@ class Block:
             target[:] = source
         else:  # NumPy lets other threads run meanwhile
             np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
-        if verify and bytes_checksum(target) != self._hashes[name][row]:
+        if verify and tokens_checksum(target) != self._hashes[name][row]:
             raise RowMismatchError(row, name, self.example_id(row))
         return True
 

@@ -6,21 +6,15 @@ import struct
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import xxhash
 
 _HEAD = struct.Struct("<16sdII")
 _PRESENT = struct.Struct("<cQ")
 
 
-def bytes_checksum(content: memoryview[int]) -> int:
-    """xxh3_64 of a modality's tokens."""
+def tokens_checksum(content: memoryview[Any]) -> int:
+    """xxh3_64 of the bytes of one row's modality, contiguous."""
     return int(xxhash.xxh3_64_intdigest(content))
-
-
-def array_checksum(array: np.ndarray) -> int:
-    """The same of a contiguous array's bytes."""
-    return int(xxhash.xxh3_64_intdigest(array.data))
 
 
 def row_checksum(

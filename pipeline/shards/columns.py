@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.shards.checksum import array_checksum, row_checksum
+from pipeline.shards.checksum import row_checksum, tokens_checksum
 from pipeline.shards.schema import ExampleRow, ModalitySpec, tensor_type
 from pipeline.shards.statistics import ChannelSums
 
@@ -25,7 +25,7 @@ class TokenColumn:
         """Copy one row in and return its xxh3_64; None is a missing modality, stored as zeros under a null."""
         slot = self._tokens[len(self._hashes)]
         slot[...] = 0 if tokens is None else tokens
-        self._hashes.append(None if tokens is None else array_checksum(slot))
+        self._hashes.append(None if tokens is None else tokens_checksum(slot.data))
         return self._hashes[-1]
 
     def arrays(self) -> list[pa.Array]:

@@ -47,7 +47,7 @@ class AwaitClosing(Callback):
 
         Ray keeps a stopped trial's worker for the next one, which closes what it finds: it is waiting for us.
         """
-        if not all(trial.is_finished() for trial in trials) or self._more_to_come():
+        if not self._stopped or not all(trial.is_finished() for trial in trials) or self._more_to_come():
             return
         deadline = time.monotonic() + self._seconds
         closing = [name for name in self._stopped if self._is_closing(name)]
