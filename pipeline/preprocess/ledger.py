@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
+from pipeline.parquet import parquet_bytes, parquet_table
 from pipeline.shards.record import ShardRecord
 from pipeline.storage import exists, join, list_files, read_bytes, resolve, write_atomic
 
@@ -48,7 +48,7 @@ class TaskRecord:
         """Write ``ledger/<task>.parquet``; the task counts as done from this moment."""
         head = {"task": self.task, "recipe": self.recipe, "shards": [shard.to_dict() for shard in self.shards]}
         table = _rows_table(self.rows).replace_schema_metadata({_METADATA_KEY: json.dumps(head, sort_keys=True)})
-        write_atomic(join(dataset, LEDGER_FOLDER, f"{self.task}.parquet"), _parquet_bytes(table))
+        write_atomic(join(dataset, LEDGER_FOLDER, f"{self.task}.parquet"), parquet_bytes(table))
 
 
 def load_done(dataset: str, recipe: str) -> dict[str, TaskRecord]:
@@ -84,7 +84,7 @@ def write_quarantine(dataset: str, rows: Iterable[LedgerRow]) -> None:
             "content_hash": pa.array([row.content_hash for row in ordered], pa.string()),
         }
     )
-    location, content = join(dataset, QUARANTINE_NAME), _parquet_bytes(table)
+    location, content = join(dataset, QUARANTINE_NAME), parquet_bytes(table)
     if not exists(location) or read_bytes(location) != content:  # a run with nothing to do touches nothing
         write_atomic(location, content)
 
@@ -92,7 +92,7 @@ def write_quarantine(dataset: str, rows: Iterable[LedgerRow]) -> None:
 def _load_task(location: str) -> TaskRecord | None:
     """One ledger file; a damaged one is as good as none: its task is done again."""
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(location)))
+        table = parquet_table(read_bytes(location))
         head: dict[str, Any] = json.loads(table.schema.metadata[_METADATA_KEY])
         shards = tuple(ShardRecord.from_dict(shard) for shard in head["shards"])
         rows = tuple(LedgerRow(**row) for row in table.to_pylist())
@@ -105,9 +105,3 @@ def _rows_table(rows: Iterable[LedgerRow]) -> pa.Table:
     types = {"str": pa.string(), "int": pa.int64(), "float": pa.float64()}
     schema = pa.schema([(item.name, types[str(item.type)]) for item in fields(LedgerRow)])
     return pa.Table.from_pylist([asdict(row) for row in rows], schema=schema)
-
-
-def _parquet_bytes(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
-    return bytes(sink.getvalue().to_pybytes())

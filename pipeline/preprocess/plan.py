@@ -12,10 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import xxhash
 
 from pipeline.errors import DataError, UserError
+from pipeline.parquet import parquet_bytes, parquet_table
 from pipeline.preprocess.align import Segment
 from pipeline.preprocess.identify import Identity
 from pipeline.preprocess.listing import Source
@@ -103,9 +103,7 @@ class Plan:
             "label_names": self.label_names,
         }
         schema = _SCHEMA.with_metadata({"hip_plan": json.dumps(head, sort_keys=True)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(pa.table(columns, schema=schema), sink, compression="zstd")
-        write_atomic(join(shards, PLAN_NAME), sink.getvalue().to_pybytes())
+        write_atomic(join(shards, PLAN_NAME), parquet_bytes(pa.table(columns, schema=schema)))
 
 
 def load_plan(shards: str) -> Plan | None:
@@ -118,7 +116,7 @@ def load_plan(shards: str) -> Plan | None:
     if not exists(location):
         return None
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(location)))
+        table = parquet_table(read_bytes(location))
         head = json.loads(table.schema.metadata[b"hip_plan"])
         rows = [_loaded(row) for row in table.to_pylist()]
     except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:

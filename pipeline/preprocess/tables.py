@@ -11,9 +11,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import UserError
+from pipeline.parquet import parquet_table
 from pipeline.preprocess.align import Segment
 from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
 from pipeline.storage import is_local, join, read_bytes, redact
@@ -63,7 +63,7 @@ def _recognise(location: str, content: bytes) -> str:
 def _table_rows(location: str, content: bytes) -> list[Row]:
     if location.lower().endswith(".parquet"):
         try:
-            rows: list[Row] = pq.read_table(pa.BufferReader(content)).to_pylist()
+            rows: list[Row] = parquet_table(content).to_pylist()
         except pa.ArrowInvalid as error:
             raise UserError(f"source={redact(location)} is not a Parquet file: {error}") from error
         return rows

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipeline.errors import DataError
+from pipeline.parquet import parquet_table
 from pipeline.storage import exists, join, read_bytes, redact
 
 QUARANTINE_NAME = "quarantine.parquet"
@@ -33,11 +33,8 @@ def load_quarantine(uri: str) -> list[QuarantinedFile]:
     if not exists(location):
         return []
     try:
-        table = pq.read_table(pa.BufferReader(read_bytes(location)), columns=["path", "reason", "detail", "bytes"])
-    except (pa.ArrowException, OSError) as error:
+        rows = parquet_table(read_bytes(location)).select(["path", "reason", "detail", "bytes"]).to_pylist()
+    except (pa.ArrowException, KeyError, OSError) as error:
         raise DataError(f"{redact(location)} is damaged ({error}); run hip preprocess again to rewrite it") from error
-    files = [
-        QuarantinedFile(row["path"], row["reason"] or "", row["detail"] or "", row["bytes"] or 0)
-        for row in table.to_pylist()
-    ]
+    files = [QuarantinedFile(row["path"], row["reason"] or "", row["detail"] or "", row["bytes"] or 0) for row in rows]
     return sorted(files, key=lambda file: file.path)
