@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: make demo, make test.
 VENV ?= .venv
-PY := $(VENV)/bin/python
+TEST := PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --durations=15
 
 .PHONY: setup demo test test-faults lint
 
@@ -19,9 +19,11 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# Two tests at a time, but for those that share one Ray: they are many processes already.
 test: lint
 	@echo "make test: about 20 minutes on 2 cores"
-	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest -q --durations=15
+	$(TEST) -m "not fault and not shared_ray" --numprocesses 2 --dist worksteal
+	$(TEST) -m "not fault and shared_ray"
 
 test-faults: setup
-	PATH="$(abspath $(VENV))/bin:$$PATH" OMP_NUM_THREADS=1 $(PY) -m pytest -q -m fault tests
+	$(TEST) -m fault

@@ -29,6 +29,14 @@ os.environ.update(
 from mlflow_store import migrated_database, new_storage  # noqa: E402, F401  (fixtures for every test)
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by mark
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what uses the session's Ray, for ``make test`` to run by itself."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared_ray")
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A local Ray with four logical CPUs, ended with the session."""

@@ -31,6 +31,7 @@ def hip(arguments: list[str], folder: Path) -> str:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(900)  # several verbs in turn, with another test beside them
 def test_the_commands_for_ones_own_data_run(tmp_path: Path) -> None:
     make_demo_clips(tmp_path / "my_clips", 16, num_images=0)
     (commands,) = blocks(README, "sh")
@@ -42,6 +43,7 @@ def test_the_commands_for_ones_own_data_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.integration
+@pytest.mark.timeout(900)  # several verbs in turn, with another test beside them
 def test_the_demonstration_runs_and_is_done_when_run_again(tmp_path: Path) -> None:
     command = ["demo", "clips=8", "steps=6", "trials=2", f"folder={tmp_path / 'demo'}"]
     first = hip(command, tmp_path)

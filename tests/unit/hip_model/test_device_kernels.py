@@ -1,6 +1,6 @@
 """Device kernels against their naive twins, forward and backward: on a GPU, or anywhere with TRITON_INTERPRET=1.
 
-Triton is no dependency on CPU: tests/integration/test_device_kernels_interpreted.py installs it and runs this file.
+Triton is no dependency on CPU: test_device_kernels_interpreted.py installs it and runs this file.
 """
 
 from __future__ import annotations
