@@ -169,6 +169,7 @@ def measure(report: Report, name: str, size: str, batch: int, mode: str, executi
 
 
 def main() -> None:
+    """Measure the cases that the arguments choose, on the GPU."""
     parser = arguments_parser(__doc__)
     parser.add_argument("--cases", nargs="+", default=["hip_16:224:64", "hip_256:224:64"])
     parser.add_argument("--modes", nargs="+", default=["full", "masked"], choices=["full", "masked"])

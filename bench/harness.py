@@ -44,6 +44,7 @@ class Row:
 
     @property
     def median(self) -> float:
+        """The middle of its samples."""
         return statistics.median(self.values)
 
     @property
@@ -55,6 +56,7 @@ class Row:
         return low, high
 
     def to_dict(self) -> dict[str, Any]:
+        """As it stands in a result file."""
         low, high = self.quartiles
         return asdict(self) | {"values": list(self.values), "median": self.median, "low": low, "high": high}
 

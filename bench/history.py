@@ -36,6 +36,7 @@ class Change:
 
     @property
     def percent(self) -> float:
+        """How far the second result's median is from the first's."""
         return (self.after / self.before - 1) * 100 if self.before else 0.0
 
 

@@ -37,10 +37,12 @@ class ModelCost:
 
     @property
     def parameters(self) -> int:
+        """Trained numbers of the whole model."""
         return sum(part.parameters for part in self.parts.values())
 
     @property
     def forward_flops(self) -> int:
+        """FLOPs of one sample's forward pass."""
         return sum(part.flops for part in self.parts.values())
 
     @property

@@ -33,25 +33,31 @@ class Keys:
 
     @property
     def batch(self) -> int:
+        """Examples, ``B``."""
         return self.values.shape[0]
 
     @property
     def groups(self) -> int:
+        """Groups here, ``g``."""
         return self.values.shape[1]
 
     @property
     def per_group(self) -> int:
+        """Keys of each group, ``l``."""
         return self.values.shape[2]
 
     @property
     def recompute(self) -> bool:
+        """Never: these are kept already."""
         return False
 
     @property
     def pixels(self) -> PixelSource | None:
+        """None: these are embedded already."""
         return None
 
     def build(self) -> Keys:
+        """Themselves: they are built already."""
         return self
 
 
@@ -96,6 +102,7 @@ class MLP(nn.Module):
         self.output = Linear(widening * channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[..., C]`` to ``[..., C]``."""
         return self.output(self.hidden(x), after_squared_relu=True)
 
     def branch(self, x: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -147,6 +147,7 @@ class HiPConfig(_Shared):
 
     @property
     def num_blocks(self) -> int:
+        """Blocks from the first encoder block to the last decoder block, the processor among them."""
         return len(self.num_groups)
 
     @property

@@ -114,6 +114,7 @@ class GeometryDials:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
+        """What ``from_dict`` takes."""
         return asdict(self)
 
     def changed(self, **values: Any) -> GeometryDials:

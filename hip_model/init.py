@@ -29,6 +29,7 @@ class Linear(nn.Linear):
         super().__init__(in_channels, out_channels, bias=bias)
 
     def reset_parameters(self) -> None:
+        """Draw the weight anew by fan-in, or zeros where so asked; the bias starts at zero."""
         if self._zero:
             nn.init.zeros_(self.weight)
         else:

@@ -43,14 +43,17 @@ class GroupRun:
 
     @property
     def groups(self) -> int:
+        """Groups of the run, ``g``."""
         return self.code.shape[0]
 
     @property
     def per_group(self) -> int:
+        """Tokens of each group that are looked at: all of them, or the selected slots."""
         return self.code.shape[1] if self.slots is None else self.slots.shape[2]
 
     @property
     def has_short_groups(self) -> bool:
+        """Whether some group has fewer tokens than the others."""
         return min(self.lengths) < self.code.shape[1]
 
     def beyond_end(self, positions: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class TokenSlots:
 
     @property
     def per_group(self) -> int:
+        """Tokens of each group that are looked at."""
         return self.group_tokens if self.slots is None else self.slots.shape[2]
 
     def argument(self, otherwise: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ class Node:
 
     @property
     def is_head(self) -> bool:
+        """Whether Ray's control service runs there."""
         return "node:__internal_head__" in self.resources
 
     @property

@@ -107,6 +107,7 @@ class RunPlan:
 
     @property
     def fits(self) -> bool:
+        """Whether one worker's device has the memory."""
         return self.memory_bytes <= self.device_memory_bytes
 
 

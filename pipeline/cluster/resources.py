@@ -25,6 +25,7 @@ class Demand:
 
     @property
     def needs_gpus(self) -> bool:
+        """Whether anything of the job asks for a GPU."""
         return self.gpus > 0 or self.driver_gpus > 0
 
 

@@ -139,6 +139,7 @@ def _selection(run: FinetuneRun, part: LoadedBatch) -> Any:
 
 
 def after_step(run: FinetuneRun, loss: float) -> None:
+    """Log and save where the step is due for it."""
     step, options = run.state.step, run.options
     if step % options.metrics_every_steps == 0 or step == run.total_steps:
         scale = learning_rate_scale(options.schedule, step - 1, run.total_steps)
@@ -150,6 +151,7 @@ def after_step(run: FinetuneRun, loss: float) -> None:
 
 
 def save(run: FinetuneRun) -> None:
+    """Write a checkpoint of this moment, and drop those that are not to be kept."""
     run.state.optimizer_steps = run.engine.optimizer_steps()
     run.writer.save(run.engine, run.state)
     run.writer.prune()

@@ -36,6 +36,7 @@ class EmbeddingGraph(nn.Module):
                 self.scores.bias.copy_(head.bias - (head.weight / head.std) @ head.mean)
 
     def forward(self, *tokens: Tensor) -> dict[str, Tensor]:
+        """See the class."""
         inputs = {
             name: (value - self.get_buffer(f"{name}_mean")) / self.get_buffer(f"{name}_std")
             for name, value in zip(self.names, tokens, strict=True)

@@ -54,6 +54,7 @@ class Candidate:
 
     @property
     def name(self) -> str:
+        """The folder and run of its trial."""
         return f"trial_{self.index:03d}"
 
     @property

@@ -59,6 +59,7 @@ class PreparedSearch:
 
     @property
     def modalities(self) -> tuple[Modality, ...]:
+        """Those of the dataset, as the model takes them."""
         return tuple(modalities_of(self.manifest))
 
     def factory(self, compare: StepComparer = compare_steps) -> CandidateFactory:

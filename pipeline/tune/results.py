@@ -31,10 +31,12 @@ class TrialResult:
 
     @property
     def is_measured(self) -> bool:
+        """Whether it has a value to be ranked by."""
         return math.isfinite(self.value)
 
     @property
     def has_ended(self) -> bool:
+        """Whether nothing of it is left to do."""
         return self.status != UNFINISHED
 
 
@@ -54,10 +56,12 @@ class SearchResult:
 
     @property
     def is_complete(self) -> bool:
+        """Whether nothing of the search is left to do."""
         return not self.left and all(trial.has_ended for trial in self.trials)
 
     @property
     def best(self) -> TrialResult | None:
+        """The trial with the best value; none where none was measured."""
         return best_trial(self.trials, self.mode)
 
     def count(self, status: str) -> int:

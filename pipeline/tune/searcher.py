@@ -75,10 +75,12 @@ class CandidateLog:
 
     @property
     def accepted(self) -> list[Candidate]:
+        """Those that a trial trains."""
         return [candidate for candidate in self.candidates if candidate.rejected is None]
 
     @property
     def rejected(self) -> list[Candidate]:
+        """Those that were refused before any trial."""
         return [candidate for candidate in self.candidates if candidate.rejected is not None]
 
     def _read(self) -> None:

@@ -54,6 +54,7 @@ class Range:
 
     @property
     def is_whole(self) -> bool:
+        """Whether only whole numbers are drawn."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     def distribution(self) -> BaseDistribution:
