@@ -5,7 +5,8 @@
     python -m bench.history --fail-above 10          # per cent that is forgiven in any case
 
 A row got worse when its median moved the wrong way by more than ``--fail-above`` per cent and its quartiles do not meet
-the other result's. Times of different machines are shown, not judged; ratios are judged anywhere.
+the other result's. Times of different machines are shown, not judged; ratios are judged between
+machines of one instruction set.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 
 from bench.harness import HIGHER, NEITHER, RESULTS
 
-MACHINE = ("processor", "cores_allowed", "device")
+MACHINE = ("processor", "instructions", "cores_allowed", "device")
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,22 @@ class Change:
 def compare(before: Mapping[str, Any], after: Mapping[str, Any], forgiven_percent: float) -> list[Change]:
     """The rows both results have, each with a verdict: ``worse``, ``better``, ``noise`` or ``not judged``."""
     old = {(row["case"], row["metric"]): row for row in before["rows"]}
-    same_machine = all(before["environment"].get(key) == after["environment"].get(key) for key in MACHINE)
+    same_machine = _machine(before) == _machine(after)
+    # AVX-512 or AVX2 moves ratios too: both sides do not gain alike from it.
+    same_kind = before["environment"].get("instructions") == after["environment"].get("instructions")
     changes = []
     for row in after["rows"]:
         known = old.get((row["case"], row["metric"]))
         if known is None:
             continue
-        verdict = _verdict(known, row, forgiven_percent) if same_machine or row["unit"] == "×" else "not judged"
+        is_judged = same_machine or (same_kind and row["unit"] == "×")
+        verdict = _verdict(known, row, forgiven_percent) if is_judged else "not judged"
         changes.append(Change(row["case"], row["metric"], row["unit"], known["median"], row["median"], verdict))
     return changes
+
+
+def _machine(result: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(result["environment"].get(key) for key in MACHINE)
 
 
 def _verdict(old: Mapping[str, Any], new: Mapping[str, Any], forgiven_percent: float) -> str:
@@ -66,17 +74,21 @@ def _verdict(old: Mapping[str, Any], new: Mapping[str, Any], forgiven_percent: f
 
 
 def newest_pairs(folder: Path) -> list[tuple[Path, Path]]:
-    """For every benchmark with two results or more, the two newest, older first."""
-    dated: dict[str, list[tuple[str, Path]]] = {}
+    """For every benchmark with two results or more, the newest with the one before it, older first.
+
+    The one before is of the same machine, where there is such a one.
+    """
+    dated: dict[str, list[tuple[str, Path, tuple[Any, ...]]]] = {}
     for path in folder.glob("*.json"):
         content = json.loads(path.read_text())
         if "benchmark" in content:
-            dated.setdefault(content["benchmark"], []).append((content["date"], path))
+            dated.setdefault(content["benchmark"], []).append((content["date"], path, _machine(content)))
     pairs = []
     for _, found in sorted(dated.items()):
-        paths = [path for _, path in sorted(found)]
-        if len(paths) > 1:
-            pairs.append((paths[-2], paths[-1]))
+        *earlier, (_, newest, machine) = sorted(found, key=lambda result: result[:2])
+        alike = [path for _, path, its_machine in earlier if its_machine == machine]
+        if earlier:
+            pairs.append((alike[-1] if alike else earlier[-1][1], newest))
     return pairs
 
 

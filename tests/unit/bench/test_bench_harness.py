@@ -56,11 +56,11 @@ def test_table_has_a_line_per_case_and_a_column_per_metric() -> None:
     assert "0.5" in lines[3]
 
 
-def _result(path: Path, date: str, rows: list[Row], processor: str = "one") -> Path:
+def _result(path: Path, date: str, rows: list[Row], processor: str = "one", instructions: str = "AVX2") -> Path:
     content = {
         "benchmark": "example",
         "date": date,
-        "environment": {"processor": processor, "cores_allowed": 1, "device": "cpu"},
+        "environment": {"processor": processor, "instructions": instructions, "cores_allowed": 1, "device": "cpu"},
         "rows": [row.to_dict() for row in rows],
     }
     path.write_text(json.dumps(content))
@@ -95,6 +95,22 @@ def test_times_of_another_machine_are_not_judged_but_ratios_are(tmp_path: Path) 
     old = json.loads(_result(tmp_path / "old.json", "2026-01-01", fast).read_text())
     new = json.loads(_result(tmp_path / "new.json", "2026-01-02", slow, "another").read_text())
     assert [change.verdict for change in history.compare(old, new, 5.0)] == ["not judged", "worse"]
+
+
+def test_ratios_of_another_instruction_set_are_not_judged(tmp_path: Path) -> None:
+    """HiP-Mini takes 0.28 of the original's time with AVX-512 and 0.37 with AVX2, by the same code."""
+    old = _result(tmp_path / "old.json", "2026-01-01", [Row("case", "to peer", "×", (0.28,))], instructions="AVX512")
+    new = _result(tmp_path / "new.json", "2026-01-02", [Row("case", "to peer", "×", (0.37,))], instructions="AVX2")
+    changes = history.compare(json.loads(old.read_text()), json.loads(new.read_text()), 5.0)
+    assert [change.verdict for change in changes] == ["not judged"]
+
+
+def test_history_prefers_an_earlier_result_of_the_same_machine(tmp_path: Path) -> None:
+    rows = [Row("case", "time", "s", (1.0,))]
+    first = _result(tmp_path / "first.json", "2026-01-01", rows)
+    _result(tmp_path / "second.json", "2026-01-02", rows, "another")
+    third = _result(tmp_path / "third.json", "2026-01-03", rows)
+    assert history.newest_pairs(tmp_path) == [(first, third)]
 
 
 def test_history_takes_the_two_newest_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
