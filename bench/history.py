@@ -1,12 +1,12 @@
 """The change between two results of a benchmark; fails where one got worse beyond the noise.
 
-    python -m bench.history                          # the two newest results of every benchmark
+    python -m bench.history                          # the newest result of every benchmark and one before it
     python -m bench.history BEFORE.json AFTER.json
     python -m bench.history --fail-above 10          # per cent that is forgiven in any case
 
 A row got worse when its median moved the wrong way by more than ``--fail-above`` per cent and its quartiles do not meet
-the other result's. Times of different machines are shown, not judged; ratios are judged between
-machines of one instruction set.
+the other result's. Times of different machines are shown, not judged; ratios are judged between machines of
+one instruction set.
 """
 
 from __future__ import annotations

@@ -11,11 +11,11 @@ import pyarrow as pa
 
 from pipeline.errors import DataError
 from pipeline.parquet import parquet_bytes, parquet_table
+from pipeline.shards.quarantine import QUARANTINE_NAME
 from pipeline.shards.record import ShardRecord
 from pipeline.storage import exists, join, list_files, read_bytes, resolve, write_atomic
 
 LEDGER_FOLDER = "ledger"
-QUARANTINE_NAME = "quarantine.parquet"
 _METADATA_KEY = b"hip_ledger"
 
 

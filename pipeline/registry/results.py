@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
+import pyarrow as pa
 
+from pipeline.parquet import parquet_bytes
 from pipeline.registry.work import Window
 from pipeline.storage import join, write_atomic
 
@@ -19,16 +21,15 @@ def write_embeddings(windows: Sequence[Window], output: str, file_format: str) -
     values = np.stack([window.values for window in windows if window.values is not None])
     sources = [window.source for window in windows]
     starts = np.array([window.start_seconds for window in windows])
-    target, buffer = join(output, f"embeddings.{file_format}"), io.BytesIO()
+    target = join(output, f"embeddings.{file_format}")
     if file_format == "npz":
+        buffer = io.BytesIO()
         np.savez_compressed(buffer, embedding=values, source=np.array(sources), start_seconds=starts)
+        content = buffer.getvalue()
     else:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
         lists = pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
-        pq.write_table(pa.table({"source": sources, "start_seconds": starts, "embedding": lists}), buffer)
-    write_atomic(target, buffer.getvalue())
+        content = parquet_bytes(pa.table({"source": sources, "start_seconds": starts, "embedding": lists}))
+    write_atomic(target, content)
     return target
 
 

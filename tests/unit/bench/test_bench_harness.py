@@ -89,7 +89,7 @@ def test_a_change_counts_beyond_the_noise_only(
 
 
 def test_times_of_another_machine_are_not_judged_but_ratios_are(tmp_path: Path) -> None:
-    """A slower processor is no regression; a worse ratio is one anywhere."""
+    """A slower processor is no regression; a worse ratio is one on any of its kind."""
     slow = [Row("case", "time", "s", (2.0,)), Row("case", "to peer", "×", (0.9,))]
     fast = [Row("case", "time", "s", (1.0,)), Row("case", "to peer", "×", (0.5,))]
     old = json.loads(_result(tmp_path / "old.json", "2026-01-01", fast).read_text())

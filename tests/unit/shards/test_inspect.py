@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,14 @@ def test_text_has_counts_statistics_and_reasons(folder: str) -> None:
     assert "<b>cat" in report
     assert "\x1b" not in report
     assert r"\x1b[2J" in report
+
+
+def test_a_quarantine_without_its_columns_is_named_as_damaged(folder: str, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(folder, damaged)
+    pq.write_table(pa.table({"path": ["a.mp4"]}), damaged / "quarantine.parquet")
+    with pytest.raises(DataError, match=r"quarantine\.parquet is damaged .* run hip preprocess again"):
+        inspect_dataset(InspectOptions(str(damaged)))
 
 
 def test_json_is_complete_and_equals_the_manifest(folder: str) -> None:
