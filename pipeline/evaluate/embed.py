@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hip_model.selection import TokenSelection
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.evaluate.head import POOLS, pooled_parts
@@ -19,7 +20,7 @@ from pipeline.evaluate.loaded import LoadedModel, weights_digest
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.shards.reader import Batch, ShardReader
 
-# Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each batch.
+# Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each read.
 Piece = dict[str, np.ndarray]
 
 _READ_BYTES = 16_000_000  # of tokens at a time; four times as much once they are float32
@@ -131,9 +132,7 @@ def compute_pieces(
     parts: list[Piece] = []
     loads = _read_ahead(loaded, reader, [rows for _, rows in reads])
     for (bounds, rows), (batch, inputs) in zip(reads, loads, strict=True):
-        for first, last in _pieces(len(batch.sources), batch_size):
-            some = {name: values[first:last] for name, values in inputs.items()}
-            parts.append(embed_batch(loaded, batch.part(first, last), some, request))
+        parts.append(embed_rows(loaded, batch, inputs, request, batch_size))
         if rows[1] == bounds[1]:
             yield bounds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             parts = []
@@ -166,21 +165,44 @@ def _read_ahead(
             yield waiting.result()
 
 
-def embed_batch(loaded: LoadedModel, batch: Batch, inputs: dict[str, torch.Tensor], request: EmbedRequest) -> Piece:
-    """One batch, ``inputs`` being its normalised tokens: ``<part>_<level>`` float32 [B, width], and what is known
-    about each example."""
-    latents = latents_of(loaded, inputs, batch.present, request.level_count, request.modalities)
-    found = {}
-    for level in range(request.level_count):
-        for part, values in pooled_parts(latents[level]).items():
-            found[f"{part}_{level}"] = values.cpu().numpy()
-    for name in loaded.modality_names:
-        found[f"present_{name}"] = np.asarray(batch.present[name], dtype=bool)
-    found["example_ids"] = np.asarray(batch.example_ids)
-    found["start_seconds"] = np.asarray(batch.start_seconds)
-    found["sources"] = np.array(batch.sources, dtype=np.str_)
-    found["labels"] = np.array([json.dumps(batch.labels)], dtype=np.str_)
-    return found
+@torch.inference_mode()
+def embed_rows(
+    loaded: LoadedModel, batch: Batch, inputs: dict[str, torch.Tensor], request: EmbedRequest, batch_size: int
+) -> Piece:
+    """The rows of ``batch``, ``inputs`` being their normalised tokens, ``batch_size`` at a time:
+    ``<part>_<level>`` float32 [B, width], and what is known about each example."""
+    hidden = loaded.presence(batch.present, request.modalities) is not None
+    pooled: dict[str, list[torch.Tensor]] = {}
+    for first, last in _pieces(len(batch.sources), batch_size):
+        some = {name: values[first:last] for name, values in inputs.items()}
+        selection = loaded.presence(batch.part(first, last).present, request.modalities) if hidden else None
+        for name, values in _pooled(loaded, some, selection, request.level_count).items():
+            pooled.setdefault(name, []).append(values)
+    # Fetched once for all batches, so that a GPU is not waited for after each.
+    found = {name: torch.cat(values).cpu().numpy() for name, values in pooled.items()}
+    return found | _described(loaded, batch)
+
+
+def _pooled(
+    loaded: LoadedModel, inputs: dict[str, torch.Tensor], selection: TokenSelection | None, level_count: int
+) -> dict[str, torch.Tensor]:
+    """``<part>_<level>`` [B, width] of one batch; its latents are freed on return, before the next batch's are made."""
+    latents = _latents(loaded, inputs, selection, level_count)
+    return {
+        f"{part}_{level}": values
+        for level in range(level_count)
+        for part, values in pooled_parts(latents[level]).items()
+    }
+
+
+def _described(loaded: LoadedModel, batch: Batch) -> Piece:
+    """What is known about each example."""
+    return {f"present_{name}": np.asarray(batch.present[name], dtype=bool) for name in loaded.modality_names} | {
+        "example_ids": np.asarray(batch.example_ids),
+        "start_seconds": np.asarray(batch.start_seconds),
+        "sources": np.array(batch.sources, dtype=np.str_),
+        "labels": np.array([json.dumps(batch.labels)], dtype=np.str_),
+    }
 
 
 @torch.inference_mode()
@@ -192,7 +214,12 @@ def latents_of(
     modalities: tuple[str, ...] | None = None,
 ) -> list[torch.Tensor]:
     """The latents [B, G, N, D] of every block asked for; the decoder only runs when its levels are."""
-    selection = loaded.presence(present, modalities)
+    return _latents(loaded, inputs, loaded.presence(present, modalities), level_count)
+
+
+def _latents(
+    loaded: LoadedModel, inputs: dict[str, torch.Tensor], selection: TokenSelection | None, level_count: int
+) -> list[torch.Tensor]:
     if level_count <= loaded.num_encoder_levels:
         return list(loaded.model.encode(inputs, selection))
     return list(loaded.model(inputs, selection).latents)

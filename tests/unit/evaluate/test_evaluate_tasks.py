@@ -156,6 +156,29 @@ def test_absent_modality_is_hidden_not_zero(options, tmp_path):
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
+def test_an_example_that_lacks_a_modality_is_embedded_alike_alone_and_among_others(options, tmp_path):
+    from pipeline.evaluate.embed import EmbedRequest, embed_rows, latents_of
+    from pipeline.evaluate.head import pooled_parts
+    from pipeline.evaluate.session import open_session
+
+    rows = [example(index, "train", **({"without": "audio"} if index in (2, 5) else {})) for index in range(7)]
+    shards = write_dataset(tmp_path / "partial", {"train": rows, "validation": rows})
+    model = write_model(tmp_path / "partial_model", shards)
+    session = open_session(options(shards=shards, model=model), str(tmp_path / "out"))
+    batch = session.reader("train").read(np.arange(7))
+    inputs = session.loaded.normalise(batch.arrays)
+    request = EmbedRequest(shards, "train", 7, session.loaded.num_encoder_levels)
+    for batch_size in (1, 2, 7):  # of two, some batches hide nothing
+        found = embed_rows(session.loaded, batch, inputs, request, batch_size)
+        for row in range(7):
+            alone = {name: values[row : row + 1] for name, values in inputs.items()}
+            latents = latents_of(session.loaded, alone, batch.part(row, row + 1).present, request.level_count)
+            for level in range(request.level_count):
+                for part, values in pooled_parts(latents[level]).items():
+                    np.testing.assert_allclose(found[f"{part}_{level}"][row], values[0].numpy(), atol=1e-6)
+        np.testing.assert_array_equal(found["present_audio"], [index not in (2, 5) for index in range(7)])
+
+
 @pytest.mark.parametrize(
     ("specs", "named"),
     [
