@@ -36,7 +36,8 @@ def run_name(options: FinetuneOptions, manifest: Manifest) -> str:
     if options.run.name is not None:
         return options.run.name
     key = json.dumps(defining(options), sort_keys=True) + manifest.fingerprint
-    return f"finetune-{options.model.name if options.init is None else options.mode}-{_digest(key)[:8]}"
+    what = options.model.name if options.init is None else options.mode
+    return f"finetune-{what.replace('/', '-')}-{_digest(key)[:8]}"
 
 
 def record_of(options: FinetuneOptions, manifest: Manifest, name: str) -> RunRecord:

@@ -192,3 +192,13 @@ def test_few_labels_use_only_the_first_examples(settings):
     result = finetune(replace(settings(duration=DurationOptions(epochs=1)), limit=LimitOptions(fit_examples=24)))
     assert len(result.losses) == 2
     assert IMAGE.num_tokens == 64
+
+
+@pytest.mark.parametrize("name", ["hip_nano", "timm/resnet18", "timm/hf_hub:owner/model"])
+def test_a_run_without_a_name_gets_one_that_could_have_been_given(settings, shards, name):
+    from pipeline.evaluate.finetune_resume import run_name
+    from pipeline.shards.manifest import Manifest
+
+    made = run_name(settings(init=None, model=ModelOptions(name=name), run=RunOptions()), Manifest.load(shards))
+    assert RunOptions(name=made).name == made
+    assert name.rpartition("/")[-1] in made
