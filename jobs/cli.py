@@ -16,6 +16,7 @@ from hip_model.errors import ConfigError, InputError
 from jobs.broken_pipe import leave_quietly
 from pipeline.config import compose_config, load_options
 from pipeline.config.build import known_keys
+from pipeline.config.compose import chosen_groups, group_choices
 from pipeline.errors import HipError, UserError
 from pipeline.logs import set_up_logs
 from pipeline.storage import explain_os_error, redact
@@ -112,14 +113,7 @@ def help_text(name: str, options_class: type[Options]) -> str:
         if not line.startswith("#"):
             break
         intro.append(line.removeprefix("#").removeprefix(" "))
-    groups = [
-        f"  {entry.name}: "
-        + ", ".join(
-            sorted(child.name.removesuffix(".yaml") for child in entry.iterdir() if child.name.endswith(".yaml"))
-        )
-        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
-        if entry.is_dir() and f"{entry.name}:" in text and not entry.name.startswith("_")
-    ]
+    groups = [f"  {group}: {', '.join(group_choices(group, name))}" for group in sorted(chosen_groups(name))]
     body = "\n".join(lines[len(intro) :])
     parts = [f"hip {name} key=value …", "\n".join(intro)]
     if groups:

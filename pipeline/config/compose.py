@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import re
+from collections.abc import Iterable
 from typing import Any, TypeVar
 
 import yaml
@@ -31,16 +32,23 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    if verb not in _files(""):
+        raise UserError(f"unknown configuration {verb!r}: {nearest(verb, _files(''))}")
     GlobalHydra.instance().clear()
+    for override in overrides:
+        if not re.match(r"\w[\w.-]*=", override):
+            raise UserError(f"{override!r} is no setting: settings are written key=value (hip {verb} --help)")
     keys = keys or []
     overrides, values = _split_values(verb, _free_keys(overrides, keys))
+    known = [key for key in keys if not key.endswith(".*")]
+    overrides = _checked_choices(verb, overrides, known)
     try:
         with initialize_config_module("conf", version_base="1.3"):
             config = compose(verb, overrides)
             config.merge_with(values)
             content = OmegaConf.to_container(config, resolve=True)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, [key for key in keys if not key.endswith(".*")])) from error
+        raise UserError(_explain(error, known, chosen_groups(verb))) from error
     assert isinstance(content, dict)
     _check_required(content, verb)
     return {str(key): value for key, value in content.items()}
@@ -62,32 +70,77 @@ def _free_keys(overrides: list[str], keys: list[str]) -> list[str]:
 def _split_values(verb: str, overrides: list[str]) -> tuple[list[str], dict[str, str]]:
     """Part the overrides of plain keys that share a group's name (``evaluate model=…``)."""
     folder = importlib.resources.files("conf")
-    file = folder.joinpath(f"{verb}.yaml")
-    content = yaml.safe_load(file.read_text()) if file.is_file() else {}
+    content = yaml.safe_load(folder.joinpath(f"{verb}.yaml").read_text())
     plain = {key for key, value in content.items() if not isinstance(value, dict) and folder.joinpath(key).is_dir()}
     parted = [override.partition("=") for override in overrides]
     values = {key: value for key, _, value in parted if key in plain}
     return [override for override, (key, _, _) in zip(overrides, parted, strict=True) if key not in plain], values
 
 
-def _explain(error: Exception, keys: list[str]) -> str:
+def _checked_choices(verb: str, overrides: list[str], keys: list[str]) -> list[str]:
+    """The overrides without ``group=null``, which chooses nothing; what Hydra could not choose is refused."""
+    groups, folder = chosen_groups(verb), importlib.resources.files("conf")
+    found = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if not folder.joinpath(key).is_dir():
+            found.append(override)
+        elif key not in groups:
+            raise UserError(_unknown(key, keys, groups))
+        elif value != "null" or groups[key] is not None:
+            choices = group_choices(key, verb)
+            if value.strip("'\"") not in choices:
+                raise UserError(f"unknown choice {key}={value}: {nearest(value, choices)}")
+            found.append(override)
+    return found
+
+
+def chosen_groups(verb: str) -> dict[str, str | None]:
+    """The groups of ``conf/<verb>.yaml`` and of what it builds on, those that ``group=name`` chooses from, and what is
+    chosen without that."""
+    content = yaml.safe_load(importlib.resources.files("conf").joinpath(f"{verb}.yaml").read_text())
+    found: dict[str, str | None] = {}
+    for default in content.get("defaults", []):
+        if isinstance(default, dict):
+            found |= {group.removeprefix("override "): name for group, name in default.items()}
+        elif default != "_self_":
+            found |= chosen_groups(default)
+    return found
+
+
+def group_choices(group: str, verb: str) -> list[str]:
+    """The names that ``group=name`` may give ``verb``, sorted; experiments named finetune_* are fine-tuning's own."""
+    names = _files(group)
+    if group == "experiment":
+        return [name for name in names if name.startswith("finetune_") == (verb == "finetune")]
+    return names
+
+
+def _files(group: str) -> list[str]:
+    files = importlib.resources.files("conf").joinpath(group).iterdir()
+    return sorted(file.name.removesuffix(".yaml") for file in files if file.name.endswith(".yaml"))
+
+
+def _explain(error: Exception, keys: list[str], groups: Iterable[str]) -> str:
     """Hydra's complaint in one line, with the nearest key where a key is unknown."""
     text = str(error)
     unknown = re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text)
     if unknown:
         full = re.search(r"full_key: (\S+)", text)
-        key = full.group(1) if full else unknown.group(1)
-        return f"unknown key {key!r}: {_suggest(key, keys)}"
-    choice = re.search(r"Could not find '([^']+)/([^'/]+)'", text)
-    if choice:
-        group, name = choice.groups()
-        options = re.findall(r"^\t(\S+)$", text, re.MULTILINE)
-        return f"unknown choice {group}={name}: {nearest(name, options)}"
+        return _unknown(full.group(1) if full else unknown.group(1), keys, groups)
     return " ".join(text.split())
 
 
+def _unknown(key: str, keys: list[str], groups: Iterable[str]) -> str:
+    members = [known for known in keys if known.startswith(f"{key}.")]
+    if members:
+        return f"{key} takes no value here; set its keys: {', '.join(members)}"
+    return f"unknown key {key!r}: {_suggest(key, list(dict.fromkeys([*keys, *groups])))}"
+
+
 def _suggest(key: str, keys: list[str]) -> str:
-    """The closest spelling, or the same name in another group; nothing where that would be a guess."""
+    """The closest spelling, or the same name in another group; where that would be a guess, all names of the first
+    level."""
     import difflib
 
     head, _, name = key.rpartition(".")
@@ -98,7 +151,7 @@ def _suggest(key: str, keys: list[str]) -> str:
     group = head.partition(".")[0]
     if group and not any(known.startswith(f"{group}.") for known in keys):
         return f"this command has no {group!r} group; see --help for the keys"
-    return "see --help for the keys"
+    return f"valid: {', '.join(dict.fromkeys(known.partition('.')[0] for known in keys))} (see --help)"
 
 
 def _check_required(content: Any, verb: str, prefix: str = "") -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from jobs.__main__ import VERBS, main
 from jobs.cli import guarded
 from pipeline.config import compose_config, load_options
+from pipeline.config.compose import chosen_groups, group_choices
 from pipeline.errors import UserError
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.train.options import PretrainOptions
@@ -64,6 +66,12 @@ def test_experiments_compose(name: str) -> None:
         ("modle=hip_16", "'model'"),
         ("optim.weight_decy=1", "optim.weight_decay"),
         ("model=hip_17", "'hip_16'"),
+        ("optim=3", "unknown choice optim=3: valid: adamw"),
+        ("optim=[lamb]", "unknown choice"),
+        ("optim=null", "unknown choice optim=null"),
+        ("experiment=videomea", "'videomae'"),
+        ("experiment=finetune_small", "unknown choice"),
+        ("mae_images", "'mae_images' is no setting"),
         ("seed=abc", "seed=abc"),
     ],
 )
@@ -78,7 +86,12 @@ def test_a_mistake_names_the_way_out(override: str, named: str) -> None:
         ("preprocess", "tracking.enabled=false", "this command has no 'tracking' group"),
         ("pretrain", "epochs=3", "did you mean 'duration.epochs'?"),
         ("pretrain", "engine.kindd=torch", "did you mean 'engine.kind'?"),
-        ("pretrain", "lr=1", "see --help for the keys"),
+        ("pretrain", "lr=1", "valid: shards, storage, resume"),
+        ("pretrain", "experment=mae_images", "did you mean 'experiment'?"),
+        ("preprocess", "scale=gpu", "scale takes no value here; set its keys: scale.workers"),
+        ("preprocess", "model=3", "unknown key 'model'"),
+        ("pretrain", "--config-name=pretran", "did you mean 'pretrain'?"),
+        ("finetune", "experiment=videomae", "valid: finetune_perceiver_io"),
     ],
 )
 def test_a_key_is_suggested_where_it_is_no_guess(
@@ -86,6 +99,22 @@ def test_a_key_is_suggested_where_it_is_no_guess(
 ) -> None:
     assert main([verb, "shards=here", override]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_no_experiment_is_a_choice_too() -> None:
+    plain, chosen = (
+        load_options(PretrainOptions, "pretrain", ["shards=/x", *more]) for more in ([], ["experiment=null"])
+    )
+    assert plain == chosen
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_help_offers_the_groups_that_can_be_chosen(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    listed = re.findall(r"^  (\w+): (.*)$", capsys.readouterr().out.partition("Groups (")[2].partition("\n\n")[0], re.M)
+    assert [group for group, _ in listed] == sorted(chosen_groups(verb))
+    for group, names in listed:
+        assert names.split(", ") == group_choices(group, verb)
 
 
 def test_a_required_key_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
