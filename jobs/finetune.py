@@ -18,7 +18,7 @@ def run(options: FinetuneOptions) -> None:
     from pipeline.registry.resolve import resolve_model
 
     if options.init is not None:
-        options = replace(options, init=str(resolve_model(options.init, options.storage, options.tracking)))
+        options = replace(options, init=str(resolve_model(options.init, options.storage, options.tracking, key="init")))
     result = finetune(options)
     for name, estimate in result.metrics.items():
         print(f"{name:40s} {estimate}")

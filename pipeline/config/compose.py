@@ -36,7 +36,7 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
         raise UserError(f"unknown configuration {verb!r}: {nearest(verb, _files(''))}")
     GlobalHydra.instance().clear()
     for override in overrides:
-        if not re.match(r"\w[\w.-]*=", override):
+        if not re.match(r"~|\+{0,2}\w[\w.-]*=", override):
             raise UserError(f"{override!r} is no setting: settings are written key=value (hip {verb} --help)")
     keys = keys or []
     overrides, values = _split_values(verb, _free_keys(overrides, keys))
@@ -82,15 +82,16 @@ def _checked_choices(verb: str, overrides: list[str], keys: list[str]) -> list[s
     groups, folder = chosen_groups(verb), importlib.resources.files("conf")
     found = []
     for override in overrides:
-        key, _, value = override.partition("=")
-        if not folder.joinpath(key).is_dir():
+        key, _, value = override.lstrip("+").partition("=")
+        if key.startswith("~") or not folder.joinpath(key).is_dir():
             found.append(override)
         elif key not in groups:
             raise UserError(_unknown(key, keys, groups))
         elif value != "null" or groups[key] is not None:
             choices = group_choices(key, verb)
-            if value.strip("'\"") not in choices:
-                raise UserError(f"unknown choice {key}={value}: {nearest(value, choices)}")
+            for name in re.split(r" *, *", value.removeprefix("[").removesuffix("]")):  # Hydra takes a list of names
+                if name.strip("'\"") not in choices:
+                    raise UserError(f"unknown choice {key}={value}: {nearest(name, choices)}")
             found.append(override)
     return found
 

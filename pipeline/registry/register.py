@@ -50,7 +50,7 @@ def register(options: RegisterOptions) -> RegisteredVersion:
         UserError: nothing to register under that name, or a model that cannot be served.
         InfrastructureError: the registry does not answer.
     """
-    folder = resolve_model(options.run, options.storage, options.tracking)
+    folder = resolve_model(options.run, options.storage, options.tracking, key="run")
     if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architecture") == "timm":
         raise UserError(f"run={options.run} is a baseline of timm; only models of this project are registered")
     server = connect(options.tracking, options.storage)

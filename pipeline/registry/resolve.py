@@ -21,12 +21,14 @@ RUN_FOLDER_TAG = "hip.run_folder"
 _REGISTERED = re.compile(r"models:/+(?P<name>[^/@]+)(?:@(?P<alias>[^/]+)|/(?P<version>\d+))$")
 
 
-def resolve_model(spec: str, storage: str = "hip-runs", tracking: TrackingOptions | None = None) -> Path:
+def resolve_model(
+    spec: str, storage: str = "hip-runs", tracking: TrackingOptions | None = None, key: str = "model"
+) -> Path:
     """The local folder with ``model.safetensors`` and ``config.json`` for a model however named.
 
     ``spec`` is a model folder, a checkpoint, a run folder (its last checkpoint), a packaged MLflow model, the name of a
     run below ``storage``, ``runs:/<id>`` or ``models:/<name>@<alias>`` (or ``/<version>``). Remote ones are copied to a
-    local cache.
+    local cache. ``key`` is the setting that named it, for messages.
 
     Raises:
         UserError: nothing is there; the message names what is near.
@@ -36,11 +38,11 @@ def resolve_model(spec: str, storage: str = "hip-runs", tracking: TrackingOption
     if spec.startswith("models:/"):
         return resolve_registered(spec, storage, tracking)
     if spec.startswith("runs:/"):
-        return _resolve_run_id(spec, storage, tracking)
+        return _resolve_run_id(spec, storage, tracking, key)
     for location in (spec, join(storage, spec)) if "://" not in spec else (spec,):
         if exists(location):
-            return _local(_model_folder(location, spec))
-    raise UserError(f"model={redact(spec)}: no such file, run or registered model; {_suggest(spec, storage)}")
+            return _local(_model_folder(location, spec, key))
+    raise UserError(f"{key}={redact(spec)}: no such file, run or registered model; {_suggest(spec, storage)}")
 
 
 def resolve_registered(spec: str, storage: str, tracking: TrackingOptions) -> Path:
@@ -89,7 +91,7 @@ def latest_checkpoint_folder(run_folder: str) -> str | None:
     return None
 
 
-def _model_folder(location: str, spec: str) -> str:
+def _model_folder(location: str, spec: str, key: str) -> str:
     """The folder at or below ``location`` that holds the weights.
 
     Raises:
@@ -98,7 +100,7 @@ def _model_folder(location: str, spec: str) -> str:
     for folder in (location, join(location, "model"), join(location, PACKAGED)):
         if exists(join(folder, WEIGHTS)):
             if not exists(join(folder, CONFIG)):
-                raise UserError(f"model={redact(spec)}: {redact(folder)} has {WEIGHTS} but no {CONFIG}")
+                raise UserError(f"{key}={redact(spec)}: {redact(folder)} has {WEIGHTS} but no {CONFIG}")
             return folder
     if exists(join(location, "MLmodel")):
         refuse_foreign(local_path(location), spec, trust=False)
@@ -108,16 +110,16 @@ def _model_folder(location: str, spec: str) -> str:
     if exists(join(location, "run.json")):
         status = json.loads(read_bytes(join(location, "run.json"))).get("status", "unknown")
         raise UserError(f"run {redact(spec)} has no checkpoint yet (status {status}); let it reach its first one")
-    raise UserError(f"model={redact(spec)}: {redact(location)} holds neither {WEIGHTS} nor a run's checkpoints")
+    raise UserError(f"{key}={redact(spec)}: {redact(location)} holds neither {WEIGHTS} nor a run's checkpoints")
 
 
-def _resolve_run_id(spec: str, storage: str, tracking: TrackingOptions) -> Path:
+def _resolve_run_id(spec: str, storage: str, tracking: TrackingOptions, key: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     run_id = spec.removeprefix("runs:/").partition("/")[0]
     for name, described in _runs(storage).items():
         if described.get("tracking_run_id") == run_id:
-            return _local(_model_folder(join(storage, name), spec))
+            return _local(_model_folder(join(storage, name), spec, key))
     server = connect(tracking, storage)
     try:
         run = server.client.get_run(run_id)
@@ -128,7 +130,7 @@ def _resolve_run_id(spec: str, storage: str, tracking: TrackingOptions) -> Path:
         raise UserError(
             f"{spec}: run {run.info.run_name!r} has no checkpoint that can be found; is storage={storage} right?"
         )
-    return _local(_model_folder(folder, spec))
+    return _local(_model_folder(folder, spec, key))
 
 
 def _local(folder: str) -> Path:

@@ -67,7 +67,8 @@ def test_experiments_compose(name: str) -> None:
         ("optim.weight_decy=1", "optim.weight_decay"),
         ("model=hip_17", "'hip_16'"),
         ("optim=3", "unknown choice optim=3: valid: adamw"),
-        ("optim=[lamb]", "unknown choice"),
+        ("optim=[3]", "unknown choice"),
+        ("+model=3", "unknown choice model=3"),
         ("optim=null", "unknown choice optim=null"),
         ("experiment=videomea", "'videomae'"),
         ("experiment=finetune_small", "unknown choice"),
@@ -106,6 +107,12 @@ def test_no_experiment_is_a_choice_too() -> None:
         load_options(PretrainOptions, "pretrain", ["shards=/x", *more]) for more in ([], ["experiment=null"])
     )
     assert plain == chosen
+
+
+def test_hydras_own_signs_and_lists_are_kept() -> None:
+    words = ["shards=/x", "~experiment", "+loss.weights.audio=2", "++seed=3", "optim=[lamb]"]
+    options = load_options(PretrainOptions, "pretrain", words)
+    assert (options.seed, options.optim.kind, options.loss.weights) == (3, "lamb", {"audio": 2.0})
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

@@ -58,6 +58,13 @@ def test_an_empty_storage_says_so(tmp_path: Path) -> None:
         resolve_model("anything", str(tmp_path))
 
 
+def test_what_is_not_found_is_named_by_the_setting_that_named_it(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for spec in ("anything", str(tmp_path / "photos")):
+        with pytest.raises(UserError, match=f"^init={spec}: "):
+            resolve_model(spec, str(tmp_path), key="init")
+
+
 def test_a_run_without_a_checkpoint_says_so(model: Path, tmp_path: Path) -> None:
     _run(tmp_path, "young", model, [])
     with pytest.raises(UserError, match=r"no checkpoint yet \(status RUNNING\)"):
