@@ -13,14 +13,20 @@ from pipeline.tracking.options import TrackingOptions, resolve_uri
 from pipeline.tracking.server import Server
 
 
-def connect(tracking: TrackingOptions, storage: str) -> Server:
-    """The tracking store, which holds the registry too.
+def connect(tracking: TrackingOptions, storage: str, create: bool = False) -> Server:
+    """The tracking store, which holds the registry too; one that is not there is made only with ``create``.
 
     Raises:
-        UserError: the tracking options cannot work.
+        UserError: the tracking options cannot work, or there is no store.
         InfrastructureError: the server cannot be reached.
     """
     uri = resolve_uri(tracking, storage)
+    file = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if uri.startswith("sqlite:///") and not create and not file.exists():
+        raise UserError(
+            f"nothing was ever run or registered at {redact(uri)}: there is no such file; "
+            f"give storage=<folder of the runs> (now {redact(storage)}) or tracking.uri=…"
+        )
     try:
         return Server(uri, tracking.experiment, storage)
     except Exception as error:

@@ -53,7 +53,7 @@ def register(options: RegisterOptions) -> RegisteredVersion:
     folder = resolve_model(options.run, options.storage, options.tracking, key="run")
     if json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architecture") == "timm":
         raise UserError(f"run={options.run} is a baseline of timm; only models of this project are registered")
-    server = connect(options.tracking, options.storage)
+    server = connect(options.tracking, options.storage, create=True)
     weights = weights_digest(folder)
     evaluations = find_evaluations(options.storage, weights)
     predictor = Predictor.load(folder, device="cpu")

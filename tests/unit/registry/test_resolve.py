@@ -80,6 +80,13 @@ def test_a_folder_of_something_else_is_named(tmp_path: Path) -> None:
         resolve_model(str(tmp_path / "photos"))
 
 
+def test_looking_in_a_storage_that_is_not_there_makes_none(tmp_path: Path) -> None:
+    for spec in ("models:/clips@champion", "runs:/0123"):
+        with pytest.raises(UserError, match=r"typo/mlflow\.db: there is no such file; give storage="):
+            resolve_model(spec, str(tmp_path / "typo"))
+    assert not (tmp_path / "typo").exists()
+
+
 def test_registered_names_that_do_not_exist_name_the_nearest(run_storage: Path) -> None:
     client = MlflowClient(f"sqlite:///{run_storage}/mlflow.db")
     with pytest.raises(UserError, match="no model is registered yet"):
