@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import errno
+import gc
 import importlib.resources
 import os
 import sys
@@ -24,6 +26,9 @@ from pipeline.storage import explain_os_error, redact
 Options = TypeVar("Options")
 Main = Callable[[list[str] | None], int]
 _REFUSED_WRITES = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+# Python's last collections walk all that torch, MLflow and Ray made: one to two seconds after a command's work is done.
+atexit.register(gc.freeze)
 
 
 def verb(name: str, options_class: type[Options], run: Callable[[Options], None]) -> Callable[..., int]:

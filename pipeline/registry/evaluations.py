@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.metrics import Estimate
 from pipeline.storage import exists, join, list_files, read_bytes
 
+EVALUATIONS_TAG = "hip.evaluations"  # of a model version: what was measured with its weights, as JSON
 _LOWER_IS_BETTER = ("loss", "error", "rank")
 
 

@@ -11,10 +11,9 @@ from typing import Any
 from pipeline.errors import DataError, UserError
 from pipeline.evaluate.metrics import Estimate
 from pipeline.registry.client import connect, version_by_reference
-from pipeline.registry.evaluations import Evaluation
+from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation
 from pipeline.registry.gate import Decision, decide
 from pipeline.registry.options import PromoteOptions
-from pipeline.registry.register import EVALUATIONS_TAG
 from pipeline.registry.resolve import resolve_registered
 from pipeline.storage import redact
 

@@ -15,7 +15,7 @@ from pipeline.errors import InfrastructureError, UserError
 from pipeline.evaluate.loaded import weights_digest
 from pipeline.registry.card import CardFacts, model_card
 from pipeline.registry.client import connect
-from pipeline.registry.evaluations import Evaluation, find_evaluations
+from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation, find_evaluations
 from pipeline.registry.inference import Predictor
 from pipeline.registry.options import RegisterOptions
 from pipeline.registry.package import package_model
@@ -26,7 +26,6 @@ from pipeline.tracking.server import Server
 
 logger = logging.getLogger(__name__)
 
-EVALUATIONS_TAG = "hip.evaluations"
 FINGERPRINT_TAG = "hip.data_fingerprint"
 WEIGHTS_TAG = "hip.weights"
 _COST_METRICS = ("seconds", "hours", "flops", "examples_consumed", "gpu_hours", "core_hours")

@@ -11,8 +11,9 @@ from registry_models import make_model
 from pipeline.errors import InfrastructureError, UserError
 from pipeline.evaluate.loaded import weights_digest
 from pipeline.registry import register as register_module
+from pipeline.registry.evaluations import EVALUATIONS_TAG
 from pipeline.registry.options import RegisterOptions
-from pipeline.registry.register import EVALUATIONS_TAG, FINGERPRINT_TAG, register
+from pipeline.registry.register import FINGERPRINT_TAG, register
 from pipeline.registry.resolve import resolve_model
 from pipeline.registry.safety import pickled_parts
 from pipeline.tracking.options import TrackingOptions
