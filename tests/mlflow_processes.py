@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -58,7 +59,10 @@ class Service:
             self.process.wait()
 
 
-def tracking_server(folder: Path, database: Path) -> Service:
+def tracking_server(folder: Path, migrated_database: Path) -> Service:
+    """On a copy of the database, which all tests of the session share."""
+    folder.mkdir(exist_ok=True)
+    database = shutil.copyfile(migrated_database, folder / "mlflow.db")
     port = free_port()
     arguments = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     arguments += ["--backend-store-uri", f"sqlite:///{database}", "--artifacts-destination", str(folder / "artifacts")]

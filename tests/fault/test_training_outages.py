@@ -51,7 +51,7 @@ def test_the_tracking_server_may_stop_and_come_back(folder: Path, expected: dict
 
     def outage() -> None:
         server.stop()
-        once_at_step(folder / "runs" / "server_away", 60, back.start).join()
+        once_at_step(folder / "runs" / "server_away", STEPS * 2 // 3, back.start).join()
 
     once_at_step(folder / "runs" / "server_away", 10, outage)
     result = run_pretraining(options)
@@ -127,7 +127,7 @@ def test_a_full_disk_stops_the_run_cleanly_and_with_space_it_goes_on(
 
 @pytest.mark.timeout(1200)  # six starts of workers
 def test_a_run_moves_from_two_workers_to_one_and_back_and_through_the_stages(folder: Path) -> None:
-    """Six parts of twenty steps: 2, 1, 2, 2, 1, 2 workers; ZeRO 1, 1, 1, 2, 3, 3."""
+    """Six parts of ten steps: 2, 1, 2, 2, 1, 2 workers; ZeRO 1, 1, 1, 2, 3, 3."""
     options = untracked(folder, "moving")
     # Independent of the duration, so that a run in parts follows the same rates as a whole one.
     options = replace(options, schedule=ScheduleOptions("constant", warmup_share=0))
@@ -135,7 +135,8 @@ def test_a_run_moves_from_two_workers_to_one_and_back_and_through_the_stages(fol
     options = replace(options, optim=replace(options.optim, learning_rate=3e-4))
     whole = replace(options, run=replace(options.run, name="staying"))
     [curve] = run_on_two_ranks(folder / "staying", [whole])
-    parts = zip((20, 40, 60, 80, 100, STEPS), (2, 1, 2, 2, 1, 2), (1, 1, 1, 2, 3, 3), strict=True)
+    ends = range(STEPS // 6, STEPS + 1, STEPS // 6)
+    parts = zip(ends, (2, 1, 2, 2, 1, 2), (1, 1, 1, 2, 3, 3), strict=True)
     for steps, workers, stage in parts:
         run_pretraining(part_of(options, steps, workers, stage))
     assert losses_of(folder, "moving") == pytest.approx(curve, rel=1e-5)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -58,7 +57,7 @@ def test_ctrl_c_leaves_true_states_and_the_same_command_goes_on(
     ray_cluster: None, migrated_database: Path, tmp_path: Path
 ) -> None:
     shards = write_dataset(tmp_path / "shards")
-    server = tracking_server(tmp_path / "server", Path(shutil.copyfile(migrated_database, tmp_path / "mlflow.db")))
+    server = tracking_server(tmp_path / "server", migrated_database)
     server.start()
     arguments = [shards, str(tmp_path), server.url]
     driver = search_at_its_second_trial(arguments, tmp_path / "killed" / "trials")
@@ -77,7 +76,7 @@ def test_a_killed_search_goes_on(ray_cluster: None, migrated_database: Path, tmp
     from mlflow.tracking import MlflowClient
 
     shards, storage = write_dataset(tmp_path / "shards"), tmp_path
-    server = tracking_server(tmp_path / "server", Path(shutil.copyfile(migrated_database, tmp_path / "mlflow.db")))
+    server = tracking_server(tmp_path / "server", migrated_database)
     server.start()
     arguments = [shards, str(storage), server.url]
     trials = storage / "killed" / "trials"

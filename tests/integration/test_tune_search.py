@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -66,7 +65,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory, migrated_database: Path) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("tune_server")
-    service = tracking_server(folder, Path(shutil.copyfile(migrated_database, folder / "mlflow.db")))
+    service = tracking_server(folder, migrated_database)
     service.start()
     yield service
     service.stop()
