@@ -124,9 +124,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     if arguments.quick:
         arguments.size, arguments.repeats = "32", 1
-    if arguments.one:
-        from pipeline.host_memory import keep_freed_memory
+    from pipeline.host_memory import environment_of_cpu_workers, keep_freed_memory
 
+    if arguments.one:
         keep_freed_memory()  # as training does, and for all that are compared
         print(json.dumps(measure(arguments.peers[0], arguments.size, arguments.repeats)))
         return 0
@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"{peer} is left out: {error}")
             continue
         flags = ["--peers", peer, "--size", arguments.size, "--repeats", str(arguments.repeats), "--one"]
-        found = in_fresh_process("bench.model_peers", flags, {"OMP_NUM_THREADS": "1"})
+        found = in_fresh_process("bench.model_peers", flags, {"OMP_NUM_THREADS": "1", **environment_of_cpu_workers()})
         report.add(*rows_of(peer, arguments.size, found))
         report.note("batch 1, one core, float32 unless the case says bf16; forward + backward, all tokens in and out")
         if found["difference"] is not None:

@@ -156,9 +156,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.quick:
         arguments.models, arguments.sizes, arguments.repeats = ("hip_nano",), ("8", "16", "32"), 1
     settings = arguments.repeats, arguments.threads, arguments.batch, arguments.modes
-    if arguments.one:
-        from pipeline.host_memory import keep_freed_memory
+    from pipeline.host_memory import environment_of_cpu_workers, keep_freed_memory
 
+    if arguments.one:
         keep_freed_memory()  # as training does, and for all that are compared
         print(json.dumps(measure(arguments.models[0], arguments.sizes[0], *settings)))
         return 0
@@ -177,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 str(arguments.repeats),
             ]
             flags += ["--threads", str(arguments.threads), "--batch", str(arguments.batch), "--one"]
-            one = {"OMP_NUM_THREADS": str(arguments.threads)}
+            one = {"OMP_NUM_THREADS": str(arguments.threads), **environment_of_cpu_workers()}
             try:
                 found[size] = in_fresh_process("bench.model_step", flags, one)
             except RuntimeError as error:

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from pipeline.errors import InfrastructureError
+from pipeline.host_memory import environment_of_cpu_workers
 from pipeline.storage import join
 from pipeline.tracking.client import Tracker
 from pipeline.train.assembly import Job
@@ -94,6 +95,7 @@ def _fit(job: Job, failures: list[BaseException]) -> None:
             run_config=RunConfig(
                 name=f"{job.record.name}-{job.record.attempts}",
                 storage_path=join(options.storage, ".ray"),
+                worker_runtime_env={"env_vars": {} if scale.gpus_per_worker else environment_of_cpu_workers()},
                 failure_config=FailureConfig(
                     max_failures=scale.max_failures,
                     controller_failure_limit=-1 if scale.max_failures == -1 else _STARTS_TO_TRY,

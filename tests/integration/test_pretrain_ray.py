@@ -21,6 +21,7 @@ from two_ranks import run_on_two_ranks
 
 from hip_model.export import from_pretrained
 from pipeline.errors import Interrupted
+from pipeline.host_memory import environment_of_cpu_workers
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.options import (
@@ -79,9 +80,11 @@ def once_at_step(run_folder: Path, step: int, act: Callable[[], None]) -> thread
     return thread
 
 
-def kill_a_worker() -> None:
+def kill_a_worker(environments: list[dict[str, str]]) -> None:
+    """And note its environment."""
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
     assert len(workers) == 2
+    environments.append(workers[0].environ())
     workers[0].send_signal(signal.SIGKILL)
 
 
@@ -106,10 +109,12 @@ def test_a_stopped_and_a_killed_run_end_with_the_undisturbed_loss_curve(
     assert newest is not None
     assert read_state(newest).step == stopped_at  # saved where it stopped, not at the interval before
 
-    killer = once_at_step(run_folder, stopped_at + 5, kill_a_worker)
+    environments: list[dict[str, str]] = []
+    killer = once_at_step(run_folder, stopped_at + 5, lambda: kill_a_worker(environments))
     result = run_pretraining(options)
     killer.join(1)
     assert not killer.is_alive()
+    assert environment_of_cpu_workers().items() <= environments[0].items()
     assert result.status == "finished"
     assert result.checkpoint is not None
     state = read_state(result.checkpoint)
