@@ -29,7 +29,6 @@ class Checkpoints(Hook):
     def __init__(self, guard: Guard) -> None:
         self.guard = guard
         self.failures = 0
-        self._due = False
 
     def on_start(self, trainer: Trainer) -> None:
         """Save step 0: shows a full disk or a missing share before the long wait."""
@@ -37,15 +36,15 @@ class Checkpoints(Hook):
             trainer.save()
 
     def on_step(self, trainer: Trainer) -> None:
-        """Save at the interval, or as soon after it as the run is healthy."""
+        """Save at the interval or when one is due otherwise, or as soon after it as the run is healthy."""
         step = trainer.state.step
-        self._due = self._due or step % trainer.options.checkpoint.every_steps == 0
-        if not self._due or trainer.pending or not self.guard.is_healthy or step >= trainer.total_steps:
+        trainer.save_is_due = trainer.save_is_due or step % trainer.options.checkpoint.every_steps == 0
+        if not trainer.save_is_due or trainer.pending or not self.guard.is_healthy or step >= trainer.total_steps:
             return
         began = time.perf_counter()
         self._look_back(trainer)
         trainer.begin_save()
-        self._due = False
+        trainer.save_is_due = False
         if trainer.rank == 0:
             trainer.tracker.log_metrics({"checkpoint_pause_seconds": time.perf_counter() - began}, step)
 

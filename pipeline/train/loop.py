@@ -62,6 +62,7 @@ class Trainer:
     last_checkpoint: str | None = None
     pending: list[StepRecord] = field(default_factory=list)
     recent: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=256))
+    save_is_due: bool = False  # a checkpoint is to be taken when all steps so far are known to be healthy
     ending: bool = False  # rank 0 was told to end the run early
     stop_code: int = 0
 

@@ -1,4 +1,4 @@
-"""Saves when Ray says that a node will be taken away, so that nothing is lost when it is."""
+"""Saves when Ray says that a node will be taken away, so that little is lost when it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _SMALLEST_INTERVAL = 10  # steps; to ask is a round trip between workers
 
 
 class Preemption(Hook):
-    """Asks at metric intervals (all workers answer together) and saves once per notice; training goes on."""
+    """Asks at metric intervals (all workers answer together); from a notice on each saves, until the node is gone."""
 
     name = "preemption"
 
@@ -26,7 +26,7 @@ class Preemption(Hook):
         self._known: tuple[str, ...] = ()
 
     def on_facts(self, trainer: Trainer, facts: Sequence[StepFacts]) -> None:
-        """Look, and save at the first notice of these nodes."""
+        """Look; at the first notice of these nodes save before going on, later write while training goes on."""
         if facts[-1].step % max(_SMALLEST_INTERVAL, trainer.options.metrics.every_steps):
             return
         from ray.train import get_preemption_info
@@ -37,4 +37,6 @@ class Preemption(Hook):
             trainer.save()
             if trainer.rank == 0:
                 logger.warning("step %d: %d node(s) will be taken away; saved", trainer.state.step, len(nodes))
+        elif nodes:
+            trainer.save_is_due = True
         self._known = nodes

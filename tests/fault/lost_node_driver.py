@@ -17,6 +17,8 @@ from training_runs import once_at_step
 
 from pipeline.train.runner import run_pretraining
 
+_NOTICE_SECONDS = 25
+
 
 def raylet_of(node: Any) -> psutil.Process:
     """The process that is a node to Ray."""
@@ -25,13 +27,13 @@ def raylet_of(node: Any) -> psutil.Process:
 
 
 def drain(node: Any) -> None:
-    """Tell Ray that the node will be taken away in a quarter of a minute, and then take it away.
+    """Tell Ray that the node will be taken away soon, and then take it away.
 
     Ray ends a drained node by itself only once it is idle, which an object that it holds prevents for ever.
     """
     command = [Path(sys.executable).with_name("ray"), "drain-node", "--address", node.gcs_address]
     command += ["--node-id", node.node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
-    command += ["--reason-message", "spot instance", "--deadline-remaining-seconds", "15"]
+    command += ["--reason-message", "spot instance", "--deadline-remaining-seconds", str(_NOTICE_SECONDS)]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     raylet = raylet_of(node)  # psutil knows by its start time that a process is gone
 
@@ -39,7 +41,7 @@ def drain(node: Any) -> None:
         if raylet.is_running():
             raylet.kill()
 
-    timer = threading.Timer(15, take_away)
+    timer = threading.Timer(_NOTICE_SECONDS, take_away)
     timer.daemon = True
     timer.start()
 
