@@ -8,10 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_processes import tracking_server
+from mlflow_processes import Service, tracking_server
 from training_data import write_dataset
 from tune_driver import STEPS, options
 
@@ -19,6 +20,14 @@ from pipeline.tune.results import FINISHED
 from pipeline.tune.search import run_search
 
 pytestmark = pytest.mark.fault
+
+
+@pytest.fixture
+def server(tmp_path: Path, migrated_database: Path) -> Iterator[Service]:
+    service = tracking_server(tmp_path / "server", migrated_database)
+    service.start()
+    yield service
+    service.stop()
 
 
 def newest_step(run_folder: Path) -> int:
@@ -54,11 +63,9 @@ def tracked_states(url: str) -> dict[str, str]:
 
 @pytest.mark.timeout(900)
 def test_ctrl_c_leaves_true_states_and_the_same_command_goes_on(
-    ray_cluster: None, migrated_database: Path, tmp_path: Path
+    ray_cluster: None, server: Service, tmp_path: Path
 ) -> None:
     shards = write_dataset(tmp_path / "shards")
-    server = tracking_server(tmp_path / "server", migrated_database)
-    server.start()
     arguments = [shards, str(tmp_path), server.url]
     driver = search_at_its_second_trial(arguments, tmp_path / "killed" / "trials")
     os.killpg(driver.pid, signal.SIGINT)  # as a terminal does
@@ -69,15 +76,12 @@ def test_ctrl_c_leaves_true_states_and_the_same_command_goes_on(
     assert [(trial.status, trial.step) for trial in found.trials] == [(FINISHED, STEPS)] * 3
     names = ("killed", "trial_000", "trial_001", "trial_002")
     assert tracked_states(server.url) == dict.fromkeys(names, "FINISHED")
-    server.stop()
 
 
-def test_a_killed_search_goes_on(ray_cluster: None, migrated_database: Path, tmp_path: Path) -> None:
+def test_a_killed_search_goes_on(ray_cluster: None, server: Service, tmp_path: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     shards, storage = write_dataset(tmp_path / "shards"), tmp_path
-    server = tracking_server(tmp_path / "server", migrated_database)
-    server.start()
     arguments = [shards, str(storage), server.url]
     trials = storage / "killed" / "trials"
     driver = search_at_its_second_trial(arguments, trials)
@@ -103,4 +107,3 @@ def test_a_killed_search_goes_on(ray_cluster: None, migrated_database: Path, tmp
     assert sorted(set(steps)) == list(range(2, STEPS + 1, 2))
     # Only what came after the last checkpoint was trained again.
     assert all(step > reached for step in steps if steps.count(step) > 1)
-    server.stop()
