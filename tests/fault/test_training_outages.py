@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from mlflow.tracking import MlflowClient
-from mlflow_processes import Service, tracking_server
+from mlflow_processes import Service
 from training_data import write_dataset
 from training_runs import STEPS, losses_of, newest_step, once_at_step, untracked
 from two_ranks import run_on_two_ranks
@@ -34,14 +34,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(folder: Path) -> dict[int, float]:
     """The undisturbed curve of two workers."""
     return run_on_two_ranks(folder / "ranks", [untracked(folder, "undisturbed")])[0]
-
-
-@pytest.fixture
-def server(tmp_path: Path, migrated_database: Path) -> Iterator[Service]:
-    service = tracking_server(tmp_path / "server", migrated_database)
-    service.start()
-    yield service
-    service.stop()
 
 
 def test_the_tracking_server_may_stop_and_come_back(folder: Path, expected: dict[int, float], server: Service) -> None:

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from mlflow_processes import Service, tracking_server
+from mlflow_processes import Service
 from training_data import write_dataset
 from tune_driver import STEPS, options
 
@@ -20,14 +19,6 @@ from pipeline.tune.results import FINISHED
 from pipeline.tune.search import run_search
 
 pytestmark = pytest.mark.fault
-
-
-@pytest.fixture
-def server(tmp_path: Path, migrated_database: Path) -> Iterator[Service]:
-    service = tracking_server(tmp_path / "server", migrated_database)
-    service.start()
-    yield service
-    service.stop()
 
 
 def newest_step(run_folder: Path) -> int:
