@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 import uuid
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -32,6 +33,8 @@ from pipeline.storage import explain_os_error, is_local, join, local_path, read_
 from pipeline.train.checkpoint_files import (
     STATE,
     delete,
+    download,
+    files_of,
     is_complete,
     publish,
     staging_folder,
@@ -75,11 +78,20 @@ def read_state(folder: str) -> TrainerState:
 
 
 class NamedStates(Mapping[str, ParameterState]):
-    """A checkpoint's weights and moments, read from its part files one name at a time."""
+    """A checkpoint's weights and moments, read from its part files one name at a time.
+
+    A remote one is copied to this machine for as long as this object lives.
+    """
 
     def __init__(self, folder: str) -> None:
         self._where: dict[str, Path] = {}
-        for part in sorted((_local_copy(folder) / "optimizer").glob("part-*.safetensors")):
+        here = local_path(folder) if is_local(folder) else Path(tempfile.mkdtemp(prefix="hip-checkpoint-"))
+        if not is_local(folder):
+            weakref.finalize(self, shutil.rmtree, here, ignore_errors=True)
+        for name in sorted(name for name in files_of(folder) if name.startswith("optimizer/part-")):
+            part = here / name
+            if not is_local(folder):
+                download(join(folder, name), part)
             with safe_open(part, "pt") as opened:
                 keys = list(opened.keys())
             self._where |= {key.removeprefix("weight/"): part for key in keys if key.startswith("weight/")}
@@ -113,16 +125,6 @@ class NamedStates(Mapping[str, ParameterState]):
                     f"the checkpoint is of another model: {name} is {tuple(self[name].weight.shape)} there, "
                     f"{tuple(shape)} here; give the model it was made with, or another run.name"
                 )
-
-
-def _local_copy(folder: str) -> Path:
-    """The folder itself, or a temporary copy of a remote one."""
-    if is_local(folder):
-        return local_path(folder)
-    target = Path(tempfile.mkdtemp(prefix="hip-checkpoint-"))
-    system, path = resolve(folder)
-    fs.copy_files(path, str(target), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
-    return target
 
 
 @dataclass(frozen=True)

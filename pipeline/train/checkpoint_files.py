@@ -22,12 +22,18 @@ STATE = "trainer_state.json"
 def is_complete(folder: str) -> bool:
     """Whether every file that ``complete.json`` lists is there with its size."""
     try:
-        sizes = json.loads(read_bytes(join(folder, COMPLETE)))["files"]
+        sizes = files_of(folder)
     except (UserError, ValueError, KeyError):
         return False
     system, path = resolve(folder)
     infos = system.get_file_info([f"{path}/{name}" for name in sizes])
     return all(info.size == size for info, size in zip(infos, sizes.values(), strict=True))
+
+
+def files_of(folder: str) -> dict[str, int]:
+    """The sizes in bytes of a checkpoint's files, by name; nothing else in the folder is part of it."""
+    sizes: dict[str, int] = json.loads(read_bytes(join(folder, COMPLETE)))["files"]
+    return sizes
 
 
 def staging_folder(run_folder: str, token: str, rank: int) -> Path:
@@ -46,6 +52,13 @@ def upload(staging: Path, target: str) -> None:
         fs.copy_files(str(file), place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
 
 
+def download(uri: str, place: Path) -> None:
+    """Copy one file of a remote checkpoint to this machine."""
+    system, path = resolve(uri)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(path, str(place), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+
+
 def publish(staging: Path, target: str, workers: int) -> str | None:
     """Give a checkpoint whose files are all there its name; returns what went wrong."""
     try:
@@ -53,6 +66,7 @@ def publish(staging: Path, target: str, workers: int) -> str | None:
             system, path = resolve(target)
             files = [info for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.is_file]
             sizes = {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
+            sizes = {name: size for name, size in sizes.items() if not _is_of_another_group(name, workers)}
             write_atomic(join(target, COMPLETE), json.dumps({"files": sizes}).encode())
             return None
         paths = [path for path in staging.rglob("*") if path.is_file()]
@@ -68,6 +82,11 @@ def publish(staging: Path, target: str, workers: int) -> str | None:
     except OSError as error:
         return str(explain_os_error(error, redact(target)))
     return None
+
+
+def _is_of_another_group(name: str, workers: int) -> bool:
+    """Whether a file was left by a killed save of more or fewer workers: a remote folder is filled in place."""
+    return name.startswith("optimizer/part-") and not name.endswith(f"-of-{workers:05d}.safetensors")
 
 
 def delete(folder: str) -> None:

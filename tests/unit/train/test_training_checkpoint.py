@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -187,5 +188,34 @@ def test_remote_storage_is_published_by_its_last_file(tmp_path: Path) -> None:
         folder = remote.save(engine, TrainerState(seed=0, step=step))
         remote.prune()
     assert list_checkpoints("memory://bucket/run") == [folder]
+    states = NamedStates(folder)
+    assert torch.equal(states["second.bias"].weight, engine.module.second.bias.detach())
+    fsspec.filesystem("memory").rm("/bucket", recursive=True)
+
+
+def test_a_remote_checkpoint_has_no_part_of_a_killed_save_by_more_workers(tmp_path: Path) -> None:
+    import fsspec
+
+    name, memory = "step_00000002", fsspec.filesystem("memory")
+    old = Path(CheckpointWriter(str(tmp_path), CheckpointOptions(), export).save(engine_after(1), TrainerState(seed=0)))
+    left = f"/bucket/run/checkpoints/{name}/optimizer/part-00003-of-00004.safetensors"
+    memory.pipe_file(left, (old / "optimizer" / "part-00000-of-00001.safetensors").read_bytes())
+    engine = engine_after(2)
+    folder = CheckpointWriter("memory://bucket/run", CheckpointOptions(), export).save(engine, TrainerState(0, step=2))
     assert torch.equal(NamedStates(folder)["second.bias"].weight, engine.module.second.bias.detach())
+    memory.rm("/bucket", recursive=True)
+
+
+def test_the_copy_of_a_remote_checkpoint_goes_with_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import fsspec
+
+    folder = CheckpointWriter("memory://bucket/run", CheckpointOptions(), export).save(
+        engine_after(1), TrainerState(seed=0, step=1)
+    )
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    states = NamedStates(folder)
+    assert [path.name for path in tmp_path.rglob("*.safetensors")] == ["part-00000-of-00001.safetensors"]
+    assert states["first.weight"].weight.shape == (5, 3)
+    del states
+    assert list(tmp_path.iterdir()) == []
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
