@@ -18,11 +18,6 @@ _SECRET_IN_URI = re.compile(
     r"|(?<=[?&])(?:sig|[\w.-]*(?:secret|passw|token|signature|credential|access_?key)[\w.-]*)=[^&\s]+",
     re.IGNORECASE,
 )
-_URI = re.compile(
-    r"(?<=//)[^/\s]+@"
-    r"|(?<=[?&])(?:access_key|secret_key|session_token|sig|token|x-amz-(?:signature|credential|security-token))=[^&\s]+",
-    re.IGNORECASE,
-)
 _URI = re.compile(r"^[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
 

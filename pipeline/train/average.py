@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from safetensors.torch import load_file
+from safetensors.torch import load
 
-from pipeline.storage import join, local_path
+from pipeline.storage import join, read_bytes
 from pipeline.train.hooks import Hook
 from pipeline.train.optim import WeightAverage
 
@@ -33,7 +33,7 @@ class Average(Hook):
     def on_roll_back(self, trainer: Trainer, checkpoint: str) -> None:
         """Take the average of a checkpoint."""
         if self.average is not None:
-            for name, value in load_file(local_path(join(checkpoint, "average.safetensors"))).items():
+            for name, value in load(read_bytes(join(checkpoint, "average.safetensors"))).items():
                 self.average.weights[name].copy_(value)
 
     def on_step(self, trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import resource
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from training_data import IMAGE, POINTS, write_dataset
 
 from hip_model.export import from_pretrained, load_metadata
 from pipeline.errors import DataError, InfrastructureError, TrainingDiverged, UserError
+from pipeline.storage import join, read_bytes
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
 from pipeline.train.options import (
@@ -98,17 +100,22 @@ def test_a_killed_run_goes_on_bit_for_bit(make_options: Make, straight: dict[int
     assert {**before.losses, **after.losses} == straight
 
 
-def test_dropout_and_the_moving_average_also_resume_bit_for_bit(make_options: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("remote", [False, True])
+def test_dropout_and_the_moving_average_also_resume_bit_for_bit(
+    make_options: Make, tmp_path: Path, remote: bool
+) -> None:
     changes: dict[str, Any] = {"optim": OptimOptions(learning_rate=3e-3, ema_decay=0.8)}
     changes["model"] = replace(make_options().model, overrides={"dropout": 0.2})
     first, second, third = Recorder(), Recorder(), Recorder()
     whole = run_pretraining(make_options(storage=str(tmp_path / "whole"), **changes), first)
+    if remote:
+        changes["storage"] = f"memory://{uuid.uuid4().hex}"
     with pytest.raises(KilledError):
         run_pretraining(make_options(**changes), killed_at(6, second))
     parts = run_pretraining(make_options(**changes), third)
     assert {**second.losses, **third.losses} == first.losses
-    averages = [Path(str(result.checkpoint)) / "average.safetensors" for result in (whole, parts)]
-    assert averages[0].read_bytes() == averages[1].read_bytes()
+    averages = [join(str(result.checkpoint), "average.safetensors") for result in (whole, parts)]
+    assert read_bytes(averages[0]) == read_bytes(averages[1])
 
 
 def test_accumulation_changes_nothing_but_the_order_of_sums(make_options: Make, straight: dict[int, float]) -> None:
