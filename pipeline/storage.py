@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import re
+import tempfile
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from pyarrow import fs
@@ -95,6 +98,30 @@ def read_bytes(location: str) -> bytes:
             return bytes(stream.read())
     except FileNotFoundError as error:
         raise UserError(f"{redact(location)} does not exist") from error
+
+
+def download(location: str, place: Path) -> None:
+    """Copy one remote file to ``place`` on this machine.
+
+    Raises:
+        OSError: it cannot be read, or the disk is full.
+    """
+    system, path = resolve(location)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    fs.copy_files(path, str(place), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+
+
+@contextmanager
+def folder_here(location: str) -> Iterator[Path]:
+    """A local folder itself, or a temporary copy of a remote one's own files, below its path's last three names."""
+    if is_local(location):
+        yield local_path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="hip-") as temporary:
+        here = Path(temporary, *resolve(location)[1].split("/")[-3:])
+        for info in list_files(location):
+            download(join(location, info.base_name), here / info.base_name)
+        yield here
 
 
 def write_atomic(location: str, content: bytes) -> None:

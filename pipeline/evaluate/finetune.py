@@ -135,21 +135,22 @@ def _validate(run: FinetuneRun, checkpoint: str, folder: str) -> EvaluationRepor
     options = run.options
     if not run.manifest.splits.get(options.validation_split):
         return None
-    wanted = EvaluateOptions(
-        shards=options.shards,
-        model=checkpoint,
-        task=run.data.task,
-        output=storage.join(folder, "evaluation"),
-        storage=options.storage,
-        split=options.validation_split,
-        fit_split=options.split,
-        seed=options.seed,
-        device=options.trainer.device,
-        interval=options.interval,
-        limit=replace(options.limit, fit_examples=None),
-        tracking=TrackingOptions(enabled=False),
-    )
-    return evaluate(wanted)
+    with storage.folder_here(checkpoint) as here:
+        wanted = EvaluateOptions(
+            shards=options.shards,
+            model=str(here),
+            task=run.data.task,
+            output=storage.join(folder, "evaluation"),
+            storage=options.storage,
+            split=options.validation_split,
+            fit_split=options.split,
+            seed=options.seed,
+            device=options.trainer.device,
+            interval=options.interval,
+            limit=replace(options.limit, fit_examples=None),
+            tracking=TrackingOptions(enabled=False),
+        )
+        return evaluate(wanted)
 
 
 def _engine(options: FinetuneOptions, classifier: Classifier) -> TorchEngine:

@@ -86,10 +86,10 @@ def load_position(run: FinetuneRun, checkpoint: str | None) -> None:
     found, states = read_state(checkpoint), NamedStates(checkpoint)
     states.check({name: value.weight.shape for name, value in run.engine.named_state(moments=False)})
     run.engine.load_named_state(states, found.optimizer_steps)
-    if isinstance(run.classifier.model, Baseline):  # running means of its normalisation layers
-        saved = open_baseline(storage.local_path(checkpoint), run.engine.device)
-        run.classifier.model.load_state_dict(saved.state_dict())
-    head = load_head(storage.local_path(checkpoint))
+    with storage.folder_here(checkpoint) as here:
+        if isinstance(run.classifier.model, Baseline):  # running means of its normalisation layers
+            run.classifier.model.load_state_dict(open_baseline(here, run.engine.device).state_dict())
+        head = load_head(here)
     assert head is not None
     run.classifier.mean.copy_(head.mean)
     run.classifier.std.copy_(head.std)

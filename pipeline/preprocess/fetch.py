@@ -5,11 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from pyarrow import fs
-
-from pipeline.storage import is_local, local_path, resolve
+from pipeline.storage import download, is_local, local_path, resolve
 
 
 @contextmanager
@@ -22,8 +20,7 @@ def local_copy(location: str) -> Iterator[str]:
     if is_local(location):
         yield str(local_path(location))
         return
-    system, path = resolve(location)
-    suffix = "".join(PurePosixPath(path).suffixes[-2:])
+    suffix = "".join(PurePosixPath(resolve(location)[1]).suffixes[-2:])
     with tempfile.NamedTemporaryFile(prefix="hip_media_", suffix=suffix) as copy:
-        fs.copy_files(path, copy.name, source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
+        download(location, Path(copy.name))
         yield copy.name

@@ -134,13 +134,14 @@ def _resolve_run_id(spec: str, storage: str, tracking: TrackingOptions, key: str
 
 
 def _local(folder: str) -> Path:
-    """``folder`` itself, or a copy of a remote one in the cache (kept by the weights' size and time)."""
+    """``folder`` itself, or a copy of a remote one in the cache: below the weights' size and time, named as it was."""
     if is_local(folder):
         return local_path(folder)
-    system, _ = resolve(folder)
+    system, path = resolve(folder)
     files = [info for info in list_files(folder) if info.base_name in (WEIGHTS, CONFIG, "head.safetensors")]
     stamp = [(info.base_name, info.size, str(info.mtime)) for info in files]
-    target = _cache() / "fetched" / hashlib.sha256(f"{redact(folder)} {stamp}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{redact(folder)} {stamp}".encode()).hexdigest()[:16]
+    target = Path(_cache(), "fetched", key, *path.split("/")[-3:])  # reports call a model by these
     for info in sorted(files, key=lambda info: info.base_name == CONFIG):  # the config last: it marks a whole copy
         if not (target / info.base_name).exists():
             with system.open_input_stream(info.path) as stream:

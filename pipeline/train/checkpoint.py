@@ -29,11 +29,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import HipError, InfrastructureError, UserError
-from pipeline.storage import explain_os_error, is_local, join, local_path, read_bytes, redact, resolve
+from pipeline.storage import download, explain_os_error, is_local, join, local_path, read_bytes, redact, resolve
 from pipeline.train.checkpoint_files import (
     STATE,
     delete,
-    download,
     files_of,
     is_complete,
     publish,

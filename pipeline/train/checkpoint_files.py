@@ -52,13 +52,6 @@ def upload(staging: Path, target: str) -> None:
         fs.copy_files(str(file), place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
 
 
-def download(uri: str, place: Path) -> None:
-    """Copy one file of a remote checkpoint to this machine."""
-    system, path = resolve(uri)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    fs.copy_files(path, str(place), source_filesystem=system, destination_filesystem=fs.LocalFileSystem())
-
-
 def publish(staging: Path, target: str, workers: int) -> str | None:
     """Give a checkpoint whose files are all there its name; returns what went wrong."""
     try:

@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from evaluation_data import AUDIO, IMAGE, ModalitySpec, example, write_dataset
-from safetensors.torch import load_file
+from safetensors.torch import load, load_file
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate import finetune_loop as module
@@ -18,6 +19,7 @@ from pipeline.evaluate.finetune import finetune
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions
+from pipeline.storage import exists, join, read_bytes
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import (
     BatchOptions,
@@ -50,9 +52,8 @@ def settings(shards, model_folder, tmp_path):
 
 
 def _weights(result):
-    return load_file(Path(result.checkpoint) / "model.safetensors") | load_file(
-        Path(result.checkpoint) / "head.safetensors"
-    )
+    model, head = (load(read_bytes(join(result.checkpoint, f"{name}.safetensors"))) for name in ("model", "head"))
+    return model | head
 
 
 def test_full_finetuning_learns_and_leaves_a_model_with_head(settings):
@@ -91,7 +92,9 @@ def test_layerwise_decay_moves_deep_blocks_less(settings, model_folder):
     assert 0 < moved("embed.image.weight") < 0.2 * moved("blocks.1.cross_attention.query.weight")
 
 
-def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch):
+@pytest.mark.parametrize("remote", [False, True])
+def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch, remote):
+    place = {"storage": f"memory://{uuid.uuid4().hex}"} if remote else {}
     noisy = {
         "augment": AugmentOptions(crop_min_area=0.5, flip=0.5, rand_layers=2, audio_shift=0.2, audio_gain_decibel=3),
         "mix": MixOptions(mixup=0.4, cutmix=1.0),
@@ -107,10 +110,10 @@ def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch):
 
     monkeypatch.setattr(module, "after_step", stop_once)
     with pytest.raises(Interrupted, match="step 11 of 20"):
-        finetune(settings(run=RunOptions(name="cut"), **noisy))
-    resumed = finetune(settings(run=RunOptions(name="cut"), **noisy))
+        finetune(settings(run=RunOptions(name="cut"), **noisy, **place))
+    resumed = finetune(settings(run=RunOptions(name="cut"), **noisy, **place))
     assert seen == list(range(1, 21))
-    assert not (Path(resumed.run_folder) / "stop").exists()
+    assert not exists(join(resumed.run_folder, "stop"))
     assert resumed.losses == whole.losses[11:]
     expected, found = _weights(whole), _weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)

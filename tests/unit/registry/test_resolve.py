@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from mlflow.tracking import MlflowClient
 from registry_models import make_model
 
 from pipeline.errors import InfrastructureError, UserError
+from pipeline.evaluate.loaded import load_model
 from pipeline.registry.resolve import resolve_model
 from pipeline.tracking.options import TrackingOptions
 
@@ -39,6 +41,20 @@ def test_a_run_means_its_last_whole_checkpoint(model: Path, tmp_path: Path) -> N
     expected = folder / "checkpoints" / "step_00000010"
     for spec in ("first", str(folder), str(expected)):
         assert resolve_model(spec, str(tmp_path)) == expected
+
+
+def test_a_run_in_an_object_store_keeps_its_name_on_this_machine(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))  # the cache of fetched models
+    folder = _run(tmp_path, "first", model, [2, 10])
+    store = f"memory://{uuid.uuid4().hex}"
+    fsspec.filesystem("memory").put(str(folder), f"{store}/first", recursive=True)
+    found = resolve_model("first", store)
+    assert load_model(found, "cpu").name == "first/step_00000010"
+    assert resolve_model(f"{store}/first", store) == found
 
 
 def test_a_tracking_run_is_found_by_its_id(model: Path, tmp_path: Path) -> None:
