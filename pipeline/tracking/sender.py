@@ -21,6 +21,10 @@ _LONGEST_PAUSE_SECONDS = 30.0
 _SAMPLE_SECONDS = 15.0
 
 
+class ArtifactsWaitError(Exception):
+    """Artifacts could not be stored, all else was."""
+
+
 class Sender(threading.Thread):
     """Sends one segment, and first what dead processes left for the same run; never raises into the caller."""
 
@@ -115,6 +119,10 @@ class Sender(threading.Thread):
     def _replay(self, server: Server, segment: Segment, opened: Record) -> None:
         try:
             self._send(server, segment, self._ensure_run(server, opened, replay=True))
+        except ArtifactsWaitError as error:  # for a later run
+            segment.close(remove=False)
+            logger.warning("artifacts of run %s still cannot be stored (%s)", opened["name"], _first_line(error))
+            return
         except BaseException:
             segment.close(remove=False)
             raise
@@ -127,13 +135,37 @@ class Sender(threading.Thread):
             return server.ensure_run(opened, replay)
 
     def _send(self, server: Server, segment: Segment, run_id: str | None) -> None:
+        """Store all that is pending, in order; artifacts whose store fails wait and hold up nothing else.
+
+        Raises:
+            ArtifactsWaitError: some do; all else is stored.
+        """
         assert run_id is not None
+        trouble = self._send_artifacts(server, segment, run_id) if segment.waiting else None
         while True:
             records, position = segment.pending()
             if position == segment.sent_bytes:
-                return
-            self.dropped += server.store(run_id, records, segment.artifact)
+                break
+            self.dropped += server.store(run_id, records)
+            artifacts = [record for record in records if record["kind"] == "artifact"]
+            segment.set_waiting(segment.waiting + [record for record in artifacts if record not in segment.waiting])
+            if segment.waiting and trouble is None:
+                trouble = self._send_artifacts(server, segment, run_id)
+            server.finish(run_id, records)
             segment.mark_sent(position)
+        if trouble is not None:
+            raise ArtifactsWaitError(f"{type(trouble).__name__}: {trouble}") from trouble
+
+    def _send_artifacts(self, server: Server, segment: Segment, run_id: str) -> Exception | None:
+        """Store those that wait, up to the first whose store fails; returns how it failed."""
+        for index, record in enumerate(waiting := segment.waiting):
+            try:
+                self.dropped += server.store_artifact(run_id, record, segment.artifact(record["file"]))
+            except Exception as error:
+                segment.set_waiting(waiting[index:])
+                return error
+        segment.set_waiting([])
+        return None
 
     def _sample_system(self) -> None:
         now = time.monotonic()
@@ -143,8 +175,16 @@ class Sender(threading.Thread):
             self._segment.append({"kind": "metrics", "ms": now_ms(), "step": step, "values": sample()})
 
     def _note_outage(self, error: Exception) -> None:
-        message = redact(f"{type(error).__name__}: {error}").splitlines()[0]
+        what = "server cannot be reached, keeping records"
+        if isinstance(error, ArtifactsWaitError):
+            what = "artifacts cannot be stored, keeping them"
+        message = f"tracking {what} on disk ({_first_line(error)})"
         if self.last_error is None:
-            logger.warning("tracking server cannot be reached, keeping records on disk (%s)", message)
+            logger.warning("%s", message)
         self.last_error = message
         self._pause_seconds = min(_LONGEST_PAUSE_SECONDS, self._pause_seconds * 2)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error) if isinstance(error, ArtifactsWaitError) else f"{type(error).__name__}: {error}"
+    return redact(text).splitlines()[0]

@@ -83,17 +83,8 @@ class Server:
         found = self.client.search_runs([self.experiment_id], query, max_results=1, order_by=["start_time DESC"])
         return str(found[0].info.run_id) if found else None
 
-    def store(self, run_id: str, records: list[Record], artifact: Callable[[str], Path]) -> int:
-        """Store ``records`` on a run in order; returns how many MLflow refused for good."""
-        dropped = self._store_batches(run_id, records)
-        for record in records:
-            if record["kind"] == "artifact":
-                dropped += self._attempt(self._store_artifact, run_id, record, artifact)
-            elif record["kind"] == "finish":
-                self.client.set_terminated(run_id, record["status"], end_time=record["ms"])
-        return dropped
-
-    def _store_batches(self, run_id: str, records: list[Record]) -> int:
+    def store(self, run_id: str, records: list[Record]) -> int:
+        """Store the metrics, parameters and tags among ``records``; returns how many MLflow refused for good."""
         from mlflow.entities import Metric, Param, RunTag
 
         metrics = [
@@ -133,11 +124,19 @@ class Server:
         [(name, values)] = entries.items()
         return sum(self._attempt(self.client.log_batch, run_id, **{name: [value]}) for value in values)
 
-    def _store_artifact(self, run_id: str, record: Record, artifact: Callable[[str], Path]) -> None:
-        path = artifact(record["file"])
-        if path.exists():
-            self.client.log_artifact(run_id, str(path), record["folder"])
-            path.unlink()
+    def store_artifact(self, run_id: str, record: Record, path: Path) -> int:
+        """Store the copy at ``path`` of an artifact, and delete it; 1 when MLflow refused it for good."""
+        if not path.exists():  # sent before
+            return 0
+        refusals = self._attempt(self.client.log_artifact, run_id, str(path), record["folder"])
+        path.unlink()
+        return refusals
+
+    def finish(self, run_id: str, records: list[Record]) -> None:
+        """End the run if ``records`` say so."""
+        for record in records:
+            if record["kind"] == "finish":
+                self.client.set_terminated(run_id, record["status"], end_time=record["ms"])
 
     def _attempt(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> int:
         """Run ``call``; 0 when it worked, 1 when MLflow refused its content for good; an outage is raised."""

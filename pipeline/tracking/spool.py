@@ -28,16 +28,21 @@ def now_ms() -> int:
 
 
 class Segment:
-    """One journal: ``records.jsonl``, ``sent`` (bytes of it that reached the server) and copies of artifacts."""
+    """One journal: ``records.jsonl``, ``sent`` (bytes of it that reached the server) and copies of artifacts.
+
+    Artifacts often go to another store, which may fail alone: those that still wait are in ``waiting.json``.
+    """
 
     def __init__(self, folder: Path, lock: IO[bytes]) -> None:
         self.folder = folder
         self._records = folder / "records.jsonl"
         self._sent_file = folder / "sent"
+        self._waiting_file = folder / "waiting.json"
         self._lock = lock
         self._append_lock = threading.Lock()
         self._artifacts = 0
         self.sent_bytes = int(self._sent_file.read_text() or 0) if self._sent_file.exists() else 0
+        self.waiting: list[Record] = json.loads(self._waiting_file.read_bytes()) if self._waiting_file.exists() else []
 
     @classmethod
     def create(cls, root: Path) -> Segment:
@@ -100,18 +105,22 @@ class Segment:
 
     def mark_sent(self, position: int) -> None:
         """Note that everything before ``position`` is stored on the server."""
-        temporary = self.folder / ".sent.tmp"
-        temporary.write_text(str(position))
-        temporary.replace(self._sent_file)
+        _replace(self._sent_file, str(position))
         self.sent_bytes = position
 
+    def set_waiting(self, artifacts: list[Record]) -> None:
+        """Note which artifacts are not stored yet."""
+        if artifacts != self.waiting:
+            _replace(self._waiting_file, json.dumps(artifacts))
+            self.waiting = artifacts
+
     def pending_count(self) -> int:
-        """How many records wait to be sent."""
+        """How many records and artifacts wait to be sent."""
         if not self._records.exists():
             return 0
         with self._records.open("rb") as stream:
             stream.seek(self.sent_bytes)
-            return sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(2**20), b""))
+            return len(self.waiting) + sum(chunk.count(b"\n") for chunk in iter(lambda: stream.read(2**20), b""))
 
     def close(self, remove: bool) -> None:
         """Give up the segment; ``remove`` it when nothing in it is needed any more."""
@@ -125,6 +134,12 @@ def left_behind(root: Path) -> Iterator[Segment]:
     for folder in sorted(root.iterdir()) if root.is_dir() else []:
         if folder.is_dir() and (segment := Segment.take_over(folder)):
             yield segment
+
+
+def _replace(file: Path, content: str) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(content)
+    temporary.replace(file)
 
 
 def _parse(line: bytes) -> Record | None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -99,6 +100,32 @@ def test_a_server_that_is_away_stops_nothing_and_is_caught_up_later(run_storage:
     assert list(here.iterdir()) == []
 
 
+def test_an_artifact_store_that_fails_costs_neither_numbers_nor_status(
+    run_storage: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    client, figure, wall = _client(run_storage), tmp_path / "figure.txt", tmp_path / "wall"
+    figure.write_text("a picture")
+    wall.write_text("in the way")
+    options = replace(OPTIONS, experiment="walled")
+    client.create_experiment(options.experiment, artifact_location=str(wall / "artifacts"))
+    with open_run(options, str(run_storage), "first", "key") as first:
+        first.log_metrics({"loss": 1.0}, 1)
+        first.log_artifact(figure, "figures")
+        first.log_metrics({"loss": 0.5}, 2)
+    run = client.get_run(first.run_id)
+    assert (run.info.status, run.data.metrics) == ("FINISHED", {"loss": 0.5})
+    assert "artifacts cannot be stored" in caplog.text
+    with open_run(options, str(run_storage), "first", "key") as again:
+        again.log_metrics({"loss": 0.25}, 3)
+    assert again.run_id == first.run_id
+    assert client.get_run(first.run_id).data.metrics == {"loss": 0.25}
+    wall.unlink()
+    with open_run(options, str(run_storage), "next", "another key") as following:
+        assert following.flush()
+    assert [entry.path for entry in client.list_artifacts(first.run_id, "figures")] == ["figures/figure.txt"]
+    assert list(spool_root(str(run_storage), _uri(run_storage)).iterdir()) == []
+
+
 def test_records_sent_twice_are_stored_once(run_storage: Path) -> None:
     server = Server(_uri(run_storage), "hip", str(run_storage))
     opened = {"kind": "open", "key": "k", "name": "n", "ms": 1, "owner": "o", "parent": None, "resume": None}
@@ -107,7 +134,7 @@ def test_records_sent_twice_are_stored_once(run_storage: Path) -> None:
     records = [{"kind": "metrics", "ms": 1000 + step, "step": step, "values": values} for step in range(20)]
     records.append({"kind": "params", "values": {"a": "1"}})
     for _ in range(2):
-        assert server.store(server.ensure_run(opened), records, Path) == 0
+        assert server.store(server.ensure_run(opened), records) == 0
     assert len(server.client.get_metric_history(run_id, "loss")) == 20
     assert len(server.client.get_metric_history(run_id, "lr")) == 20
 
@@ -117,7 +144,7 @@ def test_one_refused_record_does_not_cost_its_batch(run_storage: Path) -> None:
     opened = {"kind": "open", "key": "k", "name": "n", "ms": 1, "owner": "o", "parent": None, "resume": None}
     run_id = server.ensure_run(opened)
     bad = {"kind": "metrics", "ms": 1, "step": 0, "values": {"good": 1.0, "b\nad": 2.0, "also good": 3.0}}
-    assert server.store(run_id, [bad], Path) == 1
+    assert server.store(run_id, [bad]) == 1
     assert server.client.get_run(run_id).data.metrics == {"good": 1.0, "also good": 3.0}
 
 
