@@ -14,6 +14,7 @@ from pipeline.evaluate.baseline import Baseline, open_baseline
 from pipeline.evaluate.finetune_loop import FinetuneRun, measure_scale
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.head import load_head
+from pipeline.evaluate.loaded import weights_digest
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state
 from pipeline.train.plan import code_version
@@ -26,8 +27,10 @@ _FREE = ("resume", "shards", "storage", "tracking", "trainer", "checkpoint", "in
 
 
 def defining(options: FinetuneOptions) -> dict[str, Any]:
-    """The options that decide what a run computes, by dotted name, as JSON values."""
+    """The options that decide what a run computes, by dotted name, as JSON values; ``init`` by its content."""
     values = {key: value for key, value in asdict(options).items() if key not in _FREE}
+    if options.init is not None:
+        values["init"] = f"weights {weights_digest(storage.local_path(options.init))[:16]}"
     return flatten(json.loads(json.dumps(values, default=str)))
 
 

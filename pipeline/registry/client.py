@@ -65,7 +65,11 @@ def version_by_reference(client: Any, name: str, reference: str) -> Any:
 
 
 def local_artifacts(uri: str, source: str, cached: Path) -> Path:
-    """A model's artifacts: themselves on this machine, else a copy at ``cached``."""
+    """A model's artifacts: themselves on this machine, else a copy at ``cached``.
+
+    Raises:
+        InfrastructureError: their store does not give them.
+    """
     from mlflow.artifacts import download_artifacts
 
     if source.startswith(("/", "file:")):
@@ -74,7 +78,11 @@ def local_artifacts(uri: str, source: str, cached: Path) -> Path:
         return cached
     cached.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".download_") as temporary:
-        copy = Path(download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=uri))
+        try:
+            copy = Path(download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=uri))
+        except Exception as error:  # of MLflow, of the artifact store's client, of the network
+            what = redact(f"{type(error).__name__}: {error}")
+            raise InfrastructureError(f"the model at {redact(source)} cannot be fetched: {what}") from error
         with contextlib.suppress(OSError):  # another process was faster; its copy is as good
             copy.replace(cached)
     return cached

@@ -113,8 +113,9 @@ def _whole_or_nothing(client: Any, experiment_id: str, name: str, run_id: str) -
         with contextlib.suppress(Exception):
             client.finalize_logged_model(model.model_id, "FAILED")
             client.delete_logged_model(model.model_id)
-        if isinstance(error, MlflowException):
-            raise InfrastructureError(f"registering {name} failed: {redact(error.message)}") from error
+        if isinstance(error, Exception):  # of MLflow, of the artifact store's client, of the network
+            what = error.message if isinstance(error, MlflowException) else f"{type(error).__name__}: {error}"
+            raise InfrastructureError(f"registering {name} failed, nothing was registered: {redact(what)}") from error
         raise
 
 

@@ -10,8 +10,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
-from pipeline.storage import is_local, join, local_path
+from pipeline.storage import is_local, join, local_path, redact
 from pipeline.tracking.spool import Record
 
 logger = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ class Server:
     """
 
     def __init__(self, uri: str, experiment: str, storage: str) -> None:
-        for name, value in _MLFLOW_SETTINGS.items():
+        for name, value in (_MLFLOW_SETTINGS | _endpoint_for_artifacts(storage)).items():
             os.environ.setdefault(name, value)
         from mlflow.tracking import MlflowClient
 
@@ -194,12 +195,22 @@ def _ensure_experiment(client: Any, uri: str, name: str, storage: str) -> str:
 
 
 def _artifact_location(uri: str, name: str, storage: str) -> str | None:
-    """Beside the runs in ``storage``; a server decides for itself."""
+    """Beside the runs in ``storage``, without its query and secrets; a server decides for itself."""
     if uri.startswith("http") or uri.startswith("databricks"):
         return None
     folder = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name)
-    base = str(local_path(storage)) if is_local(storage) else storage
+    base = str(local_path(storage)) if is_local(storage) else redact(storage).partition("?")[0]
     return join(base, "mlflow-artifacts", folder)
+
+
+def _endpoint_for_artifacts(storage: str) -> dict[str, str]:
+    """MLflow's word for the ``endpoint_override`` of an ``s3://`` location: its artifacts are to go there too."""
+    parts = urlsplit(storage)
+    given = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    if parts.scheme != "s3" or "endpoint_override" not in given:
+        return {}
+    endpoint = given["endpoint_override"]
+    return {"MLFLOW_S3_ENDPOINT_URL": endpoint if "://" in endpoint else f"{given.get('scheme', 'https')}://{endpoint}"}
 
 
 def _user() -> str:

@@ -59,6 +59,7 @@ def publish(staging: Path, target: str, workers: int) -> str | None:
             system, path = resolve(target)
             files = [info for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.is_file]
             sizes = {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
+            sizes.pop(COMPLETE, None)  # of an earlier save of this step
             sizes = {name: size for name, size in sizes.items() if not _is_of_another_group(name, workers)}
             write_atomic(join(target, COMPLETE), json.dumps({"files": sizes}).encode())
             return None

@@ -156,3 +156,26 @@ def test_the_whole_path_over_s3(store: Store, tmp_path: Path, decide: Callable[[
     system, path = resolve(f"s3://data/out?{straight}")
     assert [info for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.size]
     assert latest_checkpoint(f"s3://data/runs/far?{straight}") is not None
+
+
+@pytest.mark.fault
+def test_fine_tuning_and_the_registry_over_s3(store: Store, tmp_path: Path) -> None:
+    _, straight, _ = store
+    make_demo_clips(tmp_path / "source", 12, seed=1, size_pixels=64, num_images=0)
+    shards = f"shards={tmp_path}/tokens"
+    places = [f"storage='s3://data/runs?{straight}'", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
+    hip("preprocess", f"source={tmp_path}/source", shards, "tokens=demo", "validation_fraction=0.3", "ray.num_cpus=2")
+    start = ["init=null", "model=hip_nano", "run.name=tuned", "duration.epochs=null", "batch.global_size=8"]
+    tuning = ["finetune", shards, *places, *start]
+    hip(*tuning, "duration.steps=2")
+    hip(*tuning, "duration.steps=2", "resume=must")
+    assert "top1" in hip("evaluate", shards, *places, "model=tuned", "task=linear_probe")
+    hip("register", "run=tuned", "name=far", *places)
+    hip(
+        "predict", "model=models:/far@candidate", f"input={tmp_path}/source", f"output={tmp_path}/out", *places,
+        "workers=0", "kind=labels",
+    )  # fmt: skip
+    assert list((tmp_path / "out").iterdir())
+    system, path = resolve(f"s3://data/runs/mlflow-artifacts?{straight}")
+    stored = [info.base_name for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.size]
+    assert {"MLmodel", "model.safetensors", "head.safetensors"} <= set(stored)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import uuid
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from evaluation_data import AUDIO, IMAGE, ModalitySpec, example, write_dataset
-from safetensors.torch import load, load_file
+from safetensors.torch import load, load_file, save_file
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate import finetune_loop as module
@@ -174,6 +175,16 @@ def test_same_name_with_other_settings_is_refused_with_the_difference(settings):
         finetune(settings(duration=DurationOptions(steps=2), resume="never"))
     with pytest.raises(UserError, match="resume=must"):
         finetune(settings(run=RunOptions(name="fresh"), resume="must"))
+
+
+def test_the_start_is_known_by_its_weights_wherever_they_are(settings, model_folder, tmp_path):
+    finetune(settings(duration=DurationOptions(steps=2)))
+    shutil.copytree(model_folder, tmp_path / "moved")
+    assert len(finetune(settings(init=str(tmp_path / "moved"), duration=DurationOptions(steps=2))).losses) == 0
+    weights = load_file(tmp_path / "moved" / "model.safetensors")
+    save_file({name: value + 1 for name, value in weights.items()}, tmp_path / "moved" / "model.safetensors")
+    with pytest.raises(UserError, match=r"init: weights \w+ then, weights \w+ now"):
+        finetune(settings(init=str(tmp_path / "moved"), duration=DurationOptions(steps=2)))
 
 
 @pytest.mark.parametrize(
