@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import socket
 from dataclasses import replace
 from pathlib import Path
@@ -124,6 +125,17 @@ def test_an_artifact_store_that_fails_costs_neither_numbers_nor_status(
         assert following.flush()
     assert [entry.path for entry in client.list_artifacts(first.run_id, "figures")] == ["figures/figure.txt"]
     assert list(spool_root(str(run_storage), _uri(run_storage)).iterdir()) == []
+
+
+def test_artifacts_of_a_remote_storage_go_where_its_uri_says_without_its_secrets(
+    run_storage: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_S3_ENDPOINT_URL", "forgotten after this test")
+    del os.environ["MLFLOW_S3_ENDPOINT_URL"]
+    storage = "s3://key:secret@bucket/runs?scheme=http&endpoint_override=minio.local:9000"
+    experiment = Server(_uri(run_storage), "far", storage).client.get_experiment_by_name("far")
+    assert experiment.artifact_location == "s3://bucket/runs/mlflow-artifacts/far"
+    assert os.environ["MLFLOW_S3_ENDPOINT_URL"] == "http://minio.local:9000"
 
 
 def test_records_sent_twice_are_stored_once(run_storage: Path) -> None:
