@@ -51,6 +51,23 @@ def join(location: str, *parts: str) -> str:
     return "/".join([base.rstrip("/"), *parts]) + mark + query
 
 
+def name_of(location: str) -> str:
+    """The last name of ``location``'s path (a URI's query string is none of it)."""
+    return path_of(location).rpartition("/")[2]
+
+
+def parent_of(location: str) -> str:
+    """The folder that holds ``location``, with the same query string if it is a URI."""
+    path = path_of(location)
+    query = "" if is_local(location) else location[location.find("?") :] if "?" in location else ""
+    return (path.rpartition("/")[0] or ("/" if path.startswith("/") else ".")) + query
+
+
+def path_of(location: str) -> str:
+    """``location`` without a URI's query string and without slashes at its end."""
+    return (location if is_local(location) else location.partition("?")[0]).rstrip("/")
+
+
 def resolve(location: str) -> tuple[fs.FileSystem, str]:
     """The file system that holds ``location`` and the path inside it.
 

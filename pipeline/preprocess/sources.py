@@ -12,7 +12,7 @@ from pipeline.preprocess.kinds import kind_of_name
 from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
 from pipeline.preprocess.options import PreprocessOptions
 from pipeline.preprocess.tables import read_table_sources
-from pipeline.storage import exists, is_local, redact, resolve
+from pipeline.storage import exists, is_local, path_of, redact, resolve
 
 
 def list_sources(options: PreprocessOptions) -> list[Source]:
@@ -58,7 +58,7 @@ def _list(options: PreprocessOptions) -> list[Source]:
 
 
 def _folder_of(location: str) -> str:
-    path = absolute(location) if is_local(location) else location.partition("?")[0]
+    path = absolute(location) if is_local(location) else path_of(location)
     return path.rstrip("/") + "/"
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import UserError
 from pipeline.parquet import parquet_table
 from pipeline.preprocess.align import Segment
 from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
-from pipeline.storage import is_local, join, read_bytes, redact
+from pipeline.storage import is_local, join, name_of, parent_of, read_bytes, redact
 
 Row = dict[str, Any]
 _KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
@@ -28,7 +28,7 @@ def read_table_sources(location: str, kind: str, media_root: str | None) -> list
     Raises:
         UserError: not a list or table, or a column is missing or not a number.
     """
-    root = absolute(media_root or _parent(location))
+    root = absolute(media_root or parent_of(location))
     content = read_bytes(location)
     kind = _recognise(location, content) if kind == "auto" else kind
     media = {item.name: item for item in list_media(root)}
@@ -44,7 +44,7 @@ def read_table_sources(location: str, kind: str, media_root: str | None) -> list
 
 
 def _recognise(location: str, content: bytes) -> str:
-    suffix = PurePosixPath(location).suffix.lower()
+    suffix = PurePosixPath(name_of(location)).suffix.lower()
     if suffix == ".parquet":
         return "table"
     if suffix in (".txt", ".lst", ".list"):
@@ -175,8 +175,3 @@ def _trimmed(row: Row, stems: dict[str, Source], root: str) -> Source:
             return replace(stems[name], labels=row["labels"], split=row["split"])
     whole = stems.get(row["id"]) or stems.get(f"Y{row['id']}") or Source(row["id"], join(root, row["id"]))
     return replace(whole, labels=row["labels"], segment=(start, end), split=row["split"])
-
-
-def _parent(location: str) -> str:
-    head, _, _ = location.partition("?")[0].rpartition("/")
-    return head or "."

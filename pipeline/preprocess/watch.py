@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from pipeline.storage import name_of
 from pipeline.tracking.prometheus import Exporter
 
 
@@ -11,7 +12,7 @@ class Watch:
     """Counts what finished; ``dataset`` is the last part of the folder's name, for a URI may hold secrets."""
 
     def __init__(self, shards: str, planned_files: int) -> None:
-        self._exporter = Exporter(dataset=shards.partition("?")[0].rstrip("/").rpartition("/")[2])
+        self._exporter = Exporter(dataset=name_of(shards))
         self._began = time.monotonic()
         self._files = self._failed = self._examples = 0
         self._exporter.set("hip_preprocess_files", planned_files, outcome="planned")

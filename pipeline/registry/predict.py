@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from pipeline.errors import DataError, UserError
 from pipeline.preprocess.kinds import kind_of_name
@@ -19,7 +19,7 @@ from pipeline.registry.options import PredictOptions
 from pipeline.registry.resolve import PACKAGED, WEIGHTS, fetch_registered, resolve_model
 from pipeline.registry.results import write_embeddings, write_failures, write_labels, write_reconstructions
 from pipeline.registry.work import Window, predict_here
-from pipeline.storage import exists, is_local, join, local_path, redact, resolve, write_atomic
+from pipeline.storage import exists, is_local, join, local_path, name_of, redact, resolve, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -88,7 +88,7 @@ def list_inputs(location: str) -> list[str]:
     system, path = resolve(location)
     if not system.get_file_info(path).is_file:
         sources = [source.location for source in list_media(location)]
-    elif kind_of_name(location) is None and PurePosixPath(location).suffix.lower() in (".csv", ".parquet", ".txt"):
+    elif kind_of_name(name_of(location)) is None and name_of(location).lower().endswith((".csv", ".parquet", ".txt")):
         sources = [source.location for source in read_table_sources(location, "auto", None)]
     else:
         sources = [str(local_path(location)) if is_local(location) else location]

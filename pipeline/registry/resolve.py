@@ -11,7 +11,18 @@ from typing import Any
 from pipeline.errors import UserError, nearest
 from pipeline.registry.client import connect, local_artifacts, version_by_reference
 from pipeline.registry.safety import refuse_foreign
-from pipeline.storage import exists, is_local, join, list_files, local_path, read_bytes, redact, resolve, write_atomic
+from pipeline.storage import (
+    exists,
+    is_local,
+    join,
+    list_files,
+    local_path,
+    name_of,
+    read_bytes,
+    redact,
+    resolve,
+    write_atomic,
+)
 from pipeline.tracking.options import TrackingOptions
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -153,7 +164,7 @@ def _suggest(spec: str, storage: str) -> str:
     runs = list(_runs(storage))
     if not runs:
         return f"storage={redact(storage)} holds no runs (give storage=…, a folder, or models:/name@alias)"
-    return nearest(spec.rsplit("/", 1)[-1], runs)
+    return nearest(name_of(spec), runs)
 
 
 def _runs(storage: str) -> dict[str, dict[str, Any]]:

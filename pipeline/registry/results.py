@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from pipeline.parquet import parquet_bytes
 from pipeline.registry.work import Window
-from pipeline.storage import join, write_atomic
+from pipeline.storage import join, path_of, write_atomic
 
 
 def write_embeddings(windows: Sequence[Window], output: str, file_format: str) -> str:
@@ -71,7 +71,7 @@ def write_failures(windows: Sequence[Window], output: str) -> str:
 
 def _file_stem(source: str) -> str:
     """A name that cannot leave the output folder, and that two sources of one name in two folders do not share."""
-    path = PurePosixPath(source)
+    path = PurePosixPath(path_of(source))
     name = "_".join([*path.parent.parts[-1:], path.stem])
     return re.sub(r"[^\w\-.]", "_", name).lstrip(".") or "item"
 

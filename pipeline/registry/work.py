@@ -16,6 +16,7 @@ from pipeline.registry.inference import Predictor
 from pipeline.registry.media import decode_item
 from pipeline.registry.render import render
 from pipeline.shards.schema import ModalitySpec
+from pipeline.storage import redact
 
 Row = dict[str, Any]
 """A window on its way to the model: source, start_seconds, error (empty: none), and per modality the raw bytes of its
@@ -35,12 +36,14 @@ class Window:
 
 def decode_rows(source: str, recipe: TokenRecipe) -> Iterator[Row]:
     """The windows of one file; a file that cannot be used gives one row with its reason."""
+    shown = redact(source)
     try:
         for window in decode_item(source, recipe, LimitsOptions()):
             arrays = {name: b"" if array is None else array.tobytes() for name, array in window.arrays.items()}
-            yield {"source": source, "start_seconds": window.start_seconds, "error": "", **arrays}
+            yield {"source": shown, "start_seconds": window.start_seconds, "error": "", **arrays}
     except HipError as error:
-        yield {"source": source, "start_seconds": 0.0, "error": str(error), **{s.name: b"" for s in recipe.specs()}}
+        nothing = {spec.name: b"" for spec in recipe.specs()}
+        yield {"source": shown, "start_seconds": 0.0, "error": redact(str(error)), **nothing}
 
 
 def predict_rows(predictor: Predictor, rows: Sequence[Row], kind: str, mask_ratio: float) -> list[Window]:

@@ -29,7 +29,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import HipError, InfrastructureError, UserError
-from pipeline.storage import download, explain_os_error, is_local, join, local_path, read_bytes, redact, resolve
+from pipeline.storage import (
+    download,
+    explain_os_error,
+    is_local,
+    join,
+    local_path,
+    name_of,
+    read_bytes,
+    redact,
+    resolve,
+)
 from pipeline.train.checkpoint_files import (
     STATE,
     delete,
@@ -200,7 +210,7 @@ class CheckpointWriter:
         self.join()
         self._thread = None
         if self._trouble:
-            raise InfrastructureError(f"checkpoint {self._target.rsplit('/', 1)[1]} was not saved: {self._trouble}")
+            raise InfrastructureError(f"checkpoint {name_of(self._target)} was not saved: {self._trouble}")
         return self._target
 
     def join(self, timeout_seconds: float | None = None) -> None:
@@ -258,7 +268,7 @@ class CheckpointWriter:
             return
         every = self.options.keep_every_steps
         for folder in list_checkpoints(self.run_folder)[: -self.options.keep_last]:
-            if not every or int(folder.rsplit("_", 1)[1]) % every:
+            if not every or int(name_of(folder).removeprefix("step_")) % every:
                 delete(folder)
         sweep_up(self.run_folder)
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from pipeline.storage import is_local, local_path
+from pipeline.storage import is_local, local_path, name_of
 from pipeline.tracking.prometheus import Exporter
 from pipeline.train.guards import Guard
 from pipeline.train.hooks import Hook
@@ -44,7 +44,7 @@ class Watch(Hook):
 
     def on_start(self, trainer: Trainer) -> None:
         """Say that the run is there."""
-        run = trainer.checkpoints.run_folder.partition("?")[0].rstrip("/").rpartition("/")[2]
+        run = name_of(trainer.checkpoints.run_folder)
         self._exporter = Exporter(run=run, rank=str(trainer.rank))
         self._checkpoint = trainer.checkpoints.whole
         self._moved(trainer)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from pyarrow import fs
 
-from pipeline.storage import is_local, join, local_path, resolve
+from pipeline.storage import is_local, join, local_path, name_of, resolve
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import RunRecord, defining, options_to_dict
@@ -24,7 +24,7 @@ def adopt_checkpoint(donor: str, own: str) -> None:
         logger.info("%s has no checkpoint yet; training goes on from the run's own", donor)
         return
     system, source = resolve(checkpoint)
-    _, target = resolve(join(own, "checkpoints", checkpoint.rstrip("/").rpartition("/")[2]))
+    _, target = resolve(join(own, "checkpoints", name_of(checkpoint)))
     for folder in list_checkpoints(own):
         _, path = resolve(folder)
         system.delete_dir(path)

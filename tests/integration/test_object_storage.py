@@ -118,7 +118,8 @@ def test_a_checkpoint_that_was_uploaded_in_part_does_not_count(store: Store, tmp
         return CUT if method in ("PUT", "POST") and mine else PLAIN
 
     behaviour.decide = cut_weights_of_step_4
-    run_pretraining(options(shards, f"s3://data/runs?{through}", 8))
+    kept = CheckpointOptions(every_steps=4, keep_last=1, keep_every_steps=4)
+    run_pretraining(replace(options(shards, f"s3://data/runs?{through}", 8), checkpoint=kept))
     names = [place.partition("?")[0].rpartition("/")[2] for place in list_checkpoints(f"s3://data/runs/far?{straight}")]
     assert names == ["step_00000000", "step_00000008"]
     assert behaviour.counts[CUT] > 1, "it was tried more than once"

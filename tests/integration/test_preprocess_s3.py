@@ -18,9 +18,11 @@ from pipeline.preprocess.lock import dataset_lock
 from pipeline.preprocess.options import PreprocessOptions
 from pipeline.preprocess.recipe import AudioRecipe, TokenRecipe, VideoRecipe
 from pipeline.preprocess.run import run_preprocess
+from pipeline.registry.predict import list_inputs
+from pipeline.registry.work import decode_rows
 from pipeline.shards.reader import ShardReader
 from pipeline.shards.verify import verify_dataset
-from pipeline.storage import list_files, read_bytes
+from pipeline.storage import list_files, name_of, read_bytes
 
 moto = pytest.importorskip("moto.server", reason="needs moto[s3], a test dependency")
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -96,3 +98,20 @@ def test_a_bucket_has_one_writer(query: str, clips: Path) -> None:
     assert SECRET not in str(caught.value)
     with dataset_lock(shards):
         pass
+
+
+def test_a_table_in_a_bucket_names_its_neighbours(query: str, clips: Path, tmp_path: Path) -> None:
+    listed = f"s3://key:{SECRET}@data/listed/all.txt?{query}"
+    system, path = fs.FileSystem.from_uri(listed)
+    fs.copy_files(str(clips), "data/listed", destination_filesystem=system)
+    named = sorted(str(file.relative_to(clips)) for file in clips.rglob("*.mp4") if file.name != "broken.mp4")[:2]
+    with system.open_output_stream(path) as stream:
+        stream.write("\n".join(named).encode())
+    assert run_preprocess(options(listed, str(tmp_path / "set"))).counts["files"] == 2
+    assert [name_of(source) for source in list_inputs(listed)] == [Path(name).name for name in named]
+    rows = list(decode_rows(list_inputs(listed)[0], RECIPE))
+    assert {row["error"] for row in rows} == {""}
+    assert SECRET not in rows[0]["source"]
+    [missing] = decode_rows(f"s3://key:{SECRET}@data/listed/none.mp4?{query}", RECIPE)
+    assert missing["error"]
+    assert SECRET not in missing["error"] + missing["source"]

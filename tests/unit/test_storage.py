@@ -1,10 +1,10 @@
-"""What may be logged of a location."""
+"""What may be logged of a location, and the names in its path."""
 
 from __future__ import annotations
 
 import pytest
 
-from pipeline.storage import redact
+from pipeline.storage import join, name_of, parent_of, redact
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,20 @@ from pipeline.storage import redact
 )
 def test_credentials_are_not_shown(text: str, shown: str) -> None:
     assert redact(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("location", "parent", "name"),
+    [
+        ("/data/runs/first/", "/data/runs", "first"),
+        ("/list.csv", "/", "list.csv"),
+        ("list.csv", ".", "list.csv"),
+        ("/data/what?.mp4", "/data", "what?.mp4"),
+        ("s3://bucket/a/list.csv", "s3://bucket/a", "list.csv"),
+        ("s3://bucket/a/b?endpoint_override=http://host:9000", "s3://bucket/a?endpoint_override=http://host:9000", "b"),
+    ],
+)
+def test_a_location_has_a_parent_and_a_name_and_keeps_its_query(location: str, parent: str, name: str) -> None:
+    assert (parent_of(location), name_of(location)) == (parent, name)
+    if parent != ".":
+        assert join(parent, name).rstrip("/") == location.rstrip("/")
