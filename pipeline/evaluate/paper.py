@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -104,10 +106,10 @@ def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) 
     limit = LimitOptions(fit_examples=options.fit_examples)
     interval = IntervalOptions(resamples=options.resamples)
     quiet = TrackingOptions(enabled=False)
-    probe = evaluate(
-        EvaluateOptions(
+    with storage.folder_here(start) as here:
+        wanted = EvaluateOptions(
             shards=shards,
-            model=start,
+            model=str(here),
             storage=options.storage,
             seed=seed,
             limit=limit,
@@ -116,8 +118,8 @@ def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) 
             tracking=quiet,
             figures=EvaluateFigureOptions(enabled=False),
         )
-    )
-    tuned = finetune(_finetune_options(options, scale, shards, start, label, seed, limit, interval))
+        probe = evaluate(wanted)
+        tuned = finetune(_finetune_options(options, scale, shards, str(here), label, seed, limit, interval))
     key = "top1" if "top1" in tuned.metrics else "mean_average_precision"
     chance = probe.metrics["chance_top1"].value if "chance_top1" in probe.metrics else float("nan")
     values = [tuple(100 * v for v in (m[key].value, m[key].low, m[key].high)) for m in (tuned.metrics, probe.metrics)]
@@ -160,9 +162,12 @@ def _fresh(options: ExperimentOptions, model: ModelOptions, shards: str, label: 
     manifest = Manifest.load(shards)
     torch.manual_seed(derive_seed(seed, "fresh"))
     built = build_model(model.name, [spec.to_modality() for spec in manifest.modalities], **model.overrides)
-    folder = storage.local_path(storage.join(options.storage, "fresh", label))
-    save_pretrained(built, folder, {"data": manifest.data_card()})
-    return str(folder)
+    folder = storage.join(options.storage, "fresh", label)
+    with tempfile.TemporaryDirectory(prefix="hip-") as temporary:
+        save_pretrained(built, temporary, {"data": manifest.data_card()})
+        for file in Path(temporary).iterdir():
+            storage.write_atomic(storage.join(folder, file.name), file.read_bytes())
+    return folder
 
 
 def _finetune_options(

@@ -1,6 +1,8 @@
 """A whole comparison of the paper at toy size: pretrain, probe, fine-tune, table; then once more from what is there."""
 
 import json
+import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from evaluation_data import write_small_dataset
 
 from pipeline.evaluate.paper import run_study
 from pipeline.evaluate.paper_options import ExperimentOptions
+from pipeline.storage import read_bytes
 from pipeline.tracking.options import TrackingOptions
 
 pytestmark = pytest.mark.integration
@@ -35,3 +38,5 @@ def test_a_tiny_study_runs_to_its_table_and_goes_on_where_it_was(tmp_path):
     assert Path(run_study(options)).read_text() == first
     assert weights
     assert [path.stat().st_mtime_ns for path in weights] == stamps
+    far = replace(options, storage=f"memory://{uuid.uuid4().hex}")
+    assert read_bytes(run_study(far)).decode() == first
