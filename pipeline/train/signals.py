@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from pipeline.errors import Interrupted
-from pipeline.storage import exists, join, resolve, write_atomic
+from pipeline.errors import HipError, Interrupted
+from pipeline.storage import exists, join, redact, resolve, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,10 @@ def stop_on_signals(run_folder: str, stop: threading.Event) -> Iterator[None]:
             raise Interrupted("stopped at once; the last checkpoint is kept")
         stop.set()
         logger.warning("%s: saving and stopping (once more to stop at once)", signal.Signals(number).name)
-        write_atomic(join(run_folder, "stop"), b"")
+        try:
+            write_atomic(join(run_folder, "stop"), b"")
+        except (OSError, HipError) as error:  # raised here it would end the driver, not the workers
+            logger.error("workers elsewhere cannot be told to stop: %s", redact(str(error)))
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

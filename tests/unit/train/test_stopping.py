@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from pipeline.errors import Interrupted
 from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.options import CheckpointOptions, PretrainOptions
 from pipeline.train.runner import run_pretraining
+from pipeline.train.signals import stop_on_signals
 from pipeline.train.watchdog import HANG_EXIT_CODE, StopFile
 
 
@@ -45,6 +47,17 @@ def test_a_signal_saves_says_how_to_go_on_and_costs_no_step(
     run_pretraining(options, report=lambda step, metrics: losses.update({step: metrics["loss"]}) or False)
     assert stopped_at < 8
     assert sorted(losses) == list(range(1, 9))
+
+
+def test_a_signal_while_the_storage_is_away_is_remembered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "wall").write_text("in the way")
+    stop = threading.Event()
+    with stop_on_signals(str(tmp_path / "wall" / "run"), stop):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.is_set()
+        assert "cannot be told to stop" in caplog.text
+        with pytest.raises(Interrupted, match="at once"):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_a_hang_ends_the_process_and_leaves_its_stacks(tmp_path: Path) -> None:
