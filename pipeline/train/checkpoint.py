@@ -9,7 +9,6 @@ not count. Training goes on while files are written: a save copies the state to 
 from __future__ import annotations
 
 import logging
-import re
 import shutil
 import tempfile
 import threading
@@ -25,7 +24,7 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 from pyarrow import fs
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import HipError, InfrastructureError, UserError
@@ -41,6 +40,7 @@ from pipeline.storage import (
     resolve,
 )
 from pipeline.train.checkpoint_files import (
+    CHECKPOINT_NAME,
     STATE,
     delete,
     files_of,
@@ -56,7 +56,6 @@ from pipeline.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"^step_(\d{8,})$")
 Weights = Mapping[str, torch.Tensor]
 Export = Callable[[Weights, Weights | None, Path], None]
 
@@ -70,7 +69,7 @@ def list_checkpoints(run_folder: str) -> list[str]:
     """Complete checkpoints of a run, oldest first."""
     system, path = resolve(join(run_folder, "checkpoints"))
     found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
-    names = sorted(info.base_name for info in found if _NAME.match(info.base_name))
+    names = sorted(info.base_name for info in found if CHECKPOINT_NAME.match(info.base_name))
     folders = [join(run_folder, "checkpoints", name) for name in names]
     return [folder for folder in folders if is_complete(folder)]
 
@@ -220,20 +219,12 @@ class CheckpointWriter:
 
     def _write(self, snapshot: _Snapshot) -> None:
         """The thread: each worker its files, then rank 0 makes them visible once all are there."""
-        trouble: str | None = None
-        try:
-            self._write_share(snapshot)
-            if not is_local(self.run_folder):
-                upload(snapshot.staging, snapshot.target)
-        except OSError as error:
-            trouble = str(explain_os_error(error, redact(snapshot.target)))
-        except (HipError, SafetensorError) as error:
-            trouble = str(error)
+        trouble = self._write_share(snapshot)
         problems = [problem for problem in self._from_all(trouble) if problem]
         if self.rank == 0:
             trouble = problems[0] if problems else publish(snapshot.staging, snapshot.target, self.workers)
             if not trouble:
-                self.prune()
+                self._prune_or_say_why_not()
         trouble = _same_everywhere(trouble, self.workers, self._group)
         if self.rank == 0 or not is_local(self.run_folder):
             shutil.rmtree(snapshot.staging, ignore_errors=True)
@@ -254,7 +245,19 @@ class CheckpointWriter:
                 mine |= {f"{key}/{name}": _to_host(value) for key, value in parameter.moments.items()}
         return mine, weights
 
-    def _write_share(self, snapshot: _Snapshot) -> None:
+    def _write_share(self, snapshot: _Snapshot) -> str | None:
+        """Write this worker's files; returns what went wrong, whatever it was, for the others wait for an answer."""
+        try:
+            self._write_files(snapshot)
+            if not is_local(self.run_folder):
+                upload(snapshot.staging, snapshot.target)
+        except OSError as error:
+            return str(explain_os_error(error, redact(snapshot.target)))
+        except Exception as error:
+            return str(error) if isinstance(error, HipError) else f"{type(error).__name__}: {error}"
+        return None
+
+    def _write_files(self, snapshot: _Snapshot) -> None:
         optimizer = snapshot.staging / "optimizer"
         optimizer.mkdir(parents=True, exist_ok=True)
         save_file(dict(snapshot.mine), optimizer / f"part-{self.rank:05d}-of-{self.workers:05d}.safetensors")
@@ -271,6 +274,13 @@ class CheckpointWriter:
             if not every or int(name_of(folder).removeprefix("step_")) % every:
                 delete(folder)
         sweep_up(self.run_folder)
+
+    def _prune_or_say_why_not(self) -> None:
+        """The checkpoint is there: what cannot be deleted now is deleted after a later one."""
+        try:
+            self.prune()
+        except (OSError, HipError) as error:
+            logger.warning("old checkpoints could not be deleted: %s", redact(str(error)))
 
     def _from_all(self, value: str | None) -> list[str | None]:
         if self.workers == 1:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import tempfile
 from pathlib import Path
 
 from pyarrow import fs
 
-from pipeline.errors import UserError
+from pipeline.errors import HipError, UserError
 from pipeline.storage import explain_os_error, is_local, join, local_path, read_bytes, redact, resolve, write_atomic
 
 logger = logging.getLogger(__name__)
 
+CHECKPOINT_NAME = re.compile(r"^step_(\d{8,})$")
 COMPLETE = "complete.json"
 STATE = "trainer_state.json"
 
@@ -75,6 +77,8 @@ def publish(staging: Path, target: str, workers: int) -> str | None:
         staging.rename(place)
     except OSError as error:
         return str(explain_os_error(error, redact(target)))
+    except HipError as error:
+        return str(error)
     return None
 
 
@@ -94,7 +98,14 @@ def delete(folder: str) -> None:
 
 
 def sweep_up(run_folder: str) -> None:
-    """Delete what killed writers left behind; call it while nothing is being written."""
+    """Delete what killed writers and deleters left behind; call it while nothing is being written."""
+    system, path = resolve(join(run_folder, "checkpoints"))
+    found = system.get_file_info(fs.FileSelector(path, allow_not_found=True))
+    folders = [info.path for info in found if CHECKPOINT_NAME.match(info.base_name)]
+    markers = system.get_file_info([f"{folder}/{COMPLETE}" for folder in folders])
+    for folder, marker in zip(folders, markers, strict=True):
+        if marker.type == fs.FileType.NotFound:
+            system.delete_dir(folder)
     if is_local(run_folder):
         for leftover in (local_path(run_folder) / "checkpoints").glob(".writing-*"):
             shutil.rmtree(leftover, ignore_errors=True)

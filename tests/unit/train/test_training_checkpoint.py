@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import InfrastructureError, UserError
+from pipeline.train import checkpoint
 from pipeline.train.checkpoint import (
     CheckpointWriter,
     NamedStates,
@@ -109,6 +110,7 @@ def test_a_damaged_checkpoint_does_not_count_and_the_one_before_does(tmp_path: P
 def test_pruning_keeps_the_last_ones_and_sweeps_up_what_killed_writers_left(tmp_path: Path) -> None:
     engine = engine_after(0)
     (tmp_path / "checkpoints" / ".writing-dead").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "step_00000002" / "optimizer").mkdir(parents=True)  # half deleted
     keeping = writer(tmp_path, keep_last=2, keep_every_steps=4)
     for step in range(1, 8):
         keeping.save(engine, TrainerState(seed=0, step=step))
@@ -152,6 +154,26 @@ def test_a_failed_write_says_so_and_leaves_nothing(tmp_path: Path) -> None:
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
+def test_an_unforeseen_fault_of_a_writer_is_told(tmp_path: Path) -> None:
+    def broken(weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
+        raise ValueError("odd weights")
+
+    with pytest.raises(InfrastructureError, match="step_00000001 was not saved: ValueError: odd weights"):
+        CheckpointWriter(str(tmp_path), CheckpointOptions(), broken).save(engine_after(0), TrainerState(0, step=1))
+
+
+def test_a_store_that_fails_after_the_last_file_does_not_undo_the_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def away(run_folder: str) -> list[str]:
+        raise OSError("the store is away")
+
+    monkeypatch.setattr(checkpoint, "list_checkpoints", away)
+    folder = writer(tmp_path).save(engine_after(0), TrainerState(seed=0, step=1))
+    assert is_complete(folder)
+    assert "could not be deleted: the store is away" in caplog.text
+
+
 def test_a_checkpoint_of_another_model_is_refused_by_name(tmp_path: Path) -> None:
     folder = writer(tmp_path).save(engine_after(0), TrainerState(seed=0, step=1))
     states = NamedStates(folder)
@@ -183,11 +205,13 @@ def test_remote_storage_is_published_by_its_last_file(tmp_path: Path) -> None:
     import fsspec
 
     remote = CheckpointWriter("memory://bucket/run", CheckpointOptions(keep_last=1), export)
-    engine = engine_after(2)
+    engine, memory = engine_after(2), fsspec.filesystem("memory")
+    memory.pipe_file("/bucket/run/checkpoints/step_00000009/model.safetensors", b"of an upload that was killed")
     for step in (1, 2, 2):  # a stop right after a save takes the same step again
         folder = remote.save(engine, TrainerState(seed=0, step=step))
         remote.prune()
     assert list_checkpoints("memory://bucket/run") == [folder]
+    assert not memory.exists("/bucket/run/checkpoints/step_00000009")
     states = NamedStates(folder)
     assert torch.equal(states["second.bias"].weight, engine.module.second.bias.detach())
     fsspec.filesystem("memory").rm("/bucket", recursive=True)
