@@ -12,28 +12,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from pipeline.errors import UserError
-from pipeline.storage import (
-    exists,
-    explain_os_error,
-    is_local,
-    join,
-    local_path,
-    read_bytes,
-    redact,
-    resolve,
-    write_atomic,
-)
-
-_LOCK_NAME = ".preprocess.lock"
-_REMOTE_STALE_SECONDS = 24 * 3600.0
+from pipeline.preprocess.remote_lock import LOCK_NAME, remote_lock
+from pipeline.storage import explain_os_error, is_local, local_path, redact
 
 
 @contextmanager
 def dataset_lock(dataset: str) -> Iterator[None]:
     """Hold the dataset folder for this process.
 
-    On a local file system the kernel drops the lock when its holder dies. Object stores have no locks: there a small
-    file names the holder, and one left by a killed run is deleted by hand (the message says which) or ages for a day.
+    On a local file system the kernel drops the lock when its holder dies; in a bucket a file stands for it.
 
     Raises:
         UserError: another process is preprocessing into this folder, or it cannot be written.
@@ -42,19 +29,13 @@ def dataset_lock(dataset: str) -> Iterator[None]:
         with _file_lock(local_path(dataset), dataset):
             yield
         return
-    location = join(dataset, _LOCK_NAME)
-    _refuse_live_remote(location, dataset)
-    write_atomic(location, _holder().encode())
-    try:
+    with remote_lock(dataset):
         yield
-    finally:
-        system, path = resolve(location)
-        system.delete_file(path)
 
 
 @contextmanager
 def _file_lock(folder: Path, dataset: str) -> Iterator[None]:
-    path = folder / _LOCK_NAME
+    path = folder / LOCK_NAME
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _open_current(path, dataset)
@@ -82,18 +63,6 @@ def _open_current(path: Path, dataset: str) -> int:
         if path.exists() and os.fstat(descriptor).st_ino == path.stat().st_ino:
             return descriptor
         os.close(descriptor)
-
-
-def _refuse_live_remote(location: str, dataset: str) -> None:
-    if not exists(location):
-        return
-    holder = read_bytes(location).decode(errors="replace")
-    try:
-        age = time.time() - float(json.loads(holder)["since"])
-    except (ValueError, KeyError, TypeError):
-        return
-    if age < _REMOTE_STALE_SECONDS:
-        raise _busy(dataset, f"{holder}; if that run is dead, delete {redact(location)}")
 
 
 def _busy(dataset: str, holder: str) -> UserError:

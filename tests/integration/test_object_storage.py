@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 from pyarrow import fs
 from s3_server import CUT, PLAIN, STALL, THROTTLE, Behaviour, s3_behind_proxy
 from training_data import write_dataset
 
 from pipeline.demo.clips import make_demo_clips
-from pipeline.storage import resolve
+from pipeline.storage import exists, join, list_files, read_bytes, resolve
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
 from pipeline.train.options import (
@@ -180,3 +183,26 @@ def test_fine_tuning_and_the_registry_over_s3(store: Store, tmp_path: Path) -> N
     system, path = resolve(f"s3://data/runs/mlflow-artifacts?{straight}")
     stored = [info.base_name for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.size]
     assert {"MLmodel", "model.safetensors", "head.safetensors"} <= set(stored)
+
+
+@pytest.mark.fault
+def test_preprocessing_into_a_bucket_goes_on_after_the_machine_died(store: Store, tmp_path: Path) -> None:
+    _, straight, _ = store
+    make_demo_clips(tmp_path / "source", 24, seed=1, size_pixels=64, num_images=0)
+    there = f"s3://data/tokens?{straight}"
+    asked = [f"source={tmp_path}/source", "tokens=demo", "ray.num_cpus=1"]
+    command = [sys.executable, "-m", "jobs", "preprocess", *asked, f"shards='{there}'"]
+    driver = psutil.Popen(command, env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"})
+    while driver.poll() is None and not any("train-" in info.base_name for info in list_files(there, recursive=True)):
+        time.sleep(0.1)
+    for process in [*driver.children(recursive=True), driver]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    driver.wait()
+    assert exists(join(there, ".preprocess.lock"))
+    hip("preprocess", *asked, f"shards='{there}'")
+    assert not exists(join(there, ".preprocess.lock"))
+    hip("preprocess", *asked, f"shards={tmp_path}/tokens")
+    shards = [path for path in (tmp_path / "tokens").iterdir() if path.suffix == ".arrow"]
+    assert len(shards) > 3
+    assert all(read_bytes(join(there, path.name)) == path.read_bytes() for path in shards)
