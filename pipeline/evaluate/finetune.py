@@ -33,7 +33,7 @@ from pipeline.tracking.runs import open_run
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.options import EngineOptions
-from pipeline.train.resume import FAILED, FINISHED, INTERRUPTED, RunRecord
+from pipeline.train.resume import FAILED, FINISHED, INTERRUPTED, RunRecord, run_lock
 from pipeline.train.state import TrainerState
 
 
@@ -57,7 +57,7 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     run that was stopped and continued gives the same weights as one that was not.
 
     Raises:
-        UserError: data, labels, model and options do not fit; a run of this name with other options exists.
+        UserError: data, labels, model and options do not fit; a run of this name has other options or is in training.
         TrainingDiverged: several steps in a row without a finite gradient.
         Interrupted: stopped by Ctrl-C, state saved.
     """
@@ -69,6 +69,14 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     start = starting_model(options, manifest)
     name = run_name(options, manifest)
     folder = storage.join(options.storage, name)
+    with run_lock(folder):
+        return _train_and_validate(options, manifest, data, start, name, folder)
+
+
+def _train_and_validate(
+    options: FinetuneOptions, manifest: Manifest, data: LabelledSplit, start: Start, name: str, folder: str
+) -> FinetuneResult:
+    """The run itself, which no other process trains meanwhile."""
     previous = previous_checkpoint(options, folder, manifest)
     record = record_of(options, manifest, name)
     tags = {"hip.kind": "finetune", "hip.run_folder": folder, "hip.data_fingerprint": manifest.fingerprint}

@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
+from pipeline.owner import this_owner
 from pipeline.storage import is_local, local_path, redact
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.options import TrackingOptions, resolve_uri
-from pipeline.tracking.orphans import this_owner
 from pipeline.tracking.sender import Sender
 from pipeline.tracking.server import Server
 from pipeline.tracking.spool import Segment, now_ms

@@ -6,10 +6,12 @@ import hashlib
 import json
 import time
 import uuid
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.folder_lock import folder_lock
 from pipeline.storage import exists, join, read_bytes, redact, write_atomic
 from pipeline.train.checkpoint import latest_checkpoint
 from pipeline.train.options import PretrainOptions
@@ -108,6 +110,22 @@ def run_name(options: PretrainOptions, hash_of_config: str, fingerprint: str) ->
         return options.run.name
     data = hashlib.sha256(f"{hash_of_config}{fingerprint}".encode()).hexdigest()[:8]
     return f"{options.model.name}-{data}"
+
+
+def run_lock(run_folder: str) -> AbstractContextManager[None]:
+    """Hold a run for this process while the context lasts: two that train it would write the same checkpoints.
+
+    Raises:
+        UserError: another process is training it, or its folder cannot be written.
+    """
+
+    def refuse(holder: str) -> UserError:
+        return UserError(
+            f"{redact(run_folder)} is being trained by another process ({holder}); "
+            "wait for it, stop it, or choose another run.name"
+        )
+
+    return folder_lock(run_folder, ".run.lock", refuse)
 
 
 def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> RunRecord:

@@ -17,7 +17,7 @@ from pipeline.train.checks import check_options
 from pipeline.train.metrics import Report
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
-from pipeline.train.plan import code_version, describe, plan
+from pipeline.train.plan import Plan, code_version, describe, plan
 from pipeline.train.ray_run import run_with_ray
 from pipeline.train.resume import (
     FAILED,
@@ -28,6 +28,7 @@ from pipeline.train.resume import (
     open_record,
     options_to_dict,
     resume_hint,
+    run_lock,
     run_name,
 )
 from pipeline.train.signals import remove_stop, stop_on_signals
@@ -60,7 +61,7 @@ def run_pretraining(
     there. ``parent_run_id`` nests the tracked run.
 
     Raises:
-        UserError: options that cannot work, or another run of this name.
+        UserError: options that cannot work, another run of this name, or one that is being trained already.
         TrainingDiverged: the guards gave up.
         Interrupted: stopped on request, state saved.
         InfrastructureError: workers failed more often than allowed.
@@ -72,6 +73,14 @@ def run_pretraining(
     if options.dry_run:
         print(describe(planned))
         return PretrainResult(planned.run_name, planned.run_folder, None, {}, None, 0, "planned")
+    with run_lock(planned.run_folder):
+        return _train_to_the_end(options, manifest, planned, report, parent_run_id)
+
+
+def _train_to_the_end(
+    options: PretrainOptions, manifest: Manifest, planned: Plan, report: Report | None, parent_run_id: str | None
+) -> PretrainResult:
+    """The run itself, which no other process trains meanwhile."""
     record = prepare_record(options, manifest, planned.run_folder)
     done = _finished_already(record, planned.run_folder, planned.total_steps)
     if done is not None:

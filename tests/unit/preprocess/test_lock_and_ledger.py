@@ -6,23 +6,17 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.preprocess import remote_lock
 from pipeline.preprocess.ledger import LedgerRow, TaskRecord, forget, load_done, write_quarantine
 from pipeline.preprocess.lock import dataset_lock
 from pipeline.shards.schema import ExampleRow, ModalitySpec
 from pipeline.shards.writer import ShardWriter
-from pipeline.storage import exists, join, read_bytes
-from pipeline.tracking.orphans import this_owner
 
 SPEC = ModalitySpec("audio", (4,), 1, "int16")
 
@@ -59,61 +53,6 @@ def test_lock_of_a_killed_process_does_not_hold(tmp_path: Path) -> None:
     holder.wait()
     with dataset_lock(str(tmp_path)):
         pass
-
-
-BUCKET = "memory://locked/set"
-
-
-@pytest.fixture
-def left_lock() -> Iterator[Callable[..., None]]:
-    """Writes the lock that another process is to have left in a bucket."""
-    memory = fsspec.filesystem("memory")
-
-    def leave(**values: object) -> None:
-        lock = {"process": 1, "host": "far", "owner": "far/1:1:0.00", "token": "theirs", "beat": time.time(), **values}
-        memory.pipe_file("/locked/set/.preprocess.lock", json.dumps(lock).encode())
-
-    yield leave
-    assert memory.find("/locked") in ([], ["/locked/set/.preprocess.lock"])
-    if memory.exists("/locked"):
-        memory.rm("/locked", recursive=True)
-
-
-def test_a_bucket_is_refused_while_its_holder_lives(left_lock: Callable[..., None]) -> None:
-    left_lock(beat=time.time() - 100)
-    with pytest.raises(UserError, match=r"process 1 on far.*lapses in (499|500) s.*delete memory://"):
-        dataset_lock(BUCKET).__enter__()
-    left_lock(owner=this_owner(), beat=time.time() - 601)  # a machine that slept: nothing was heard for long
-    with dataset_lock(BUCKET), pytest.raises(UserError, match=f"process {os.getpid()} on "), dataset_lock(BUCKET):
-        pass
-    assert not exists(join(BUCKET, ".preprocess.lock"))
-
-
-def test_a_bucket_is_free_when_its_holder_was_killed_here(left_lock: Callable[..., None]) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    machine = this_owner().rpartition(":")[0].rpartition(":")[0]
-    left_lock(owner=f"{machine}:{dead.pid}:{time.time():.2f}")
-    with dataset_lock(BUCKET):
-        pass
-
-
-def test_a_holder_keeps_its_lock_fresh_and_tells_of_one_who_took_it(
-    left_lock: Callable[..., None], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(remote_lock, "BEAT_SECONDS", 0.1)
-
-    def beat() -> float:
-        return float(json.loads(read_bytes(join(BUCKET, ".preprocess.lock")))["beat"])
-
-    with dataset_lock(BUCKET):
-        first = beat()
-        time.sleep(0.5)
-        assert beat() > first
-        left_lock()
-        time.sleep(0.5)
-    assert "taken by another run (process 1 on far)" in caplog.text
-    assert exists(join(BUCKET, ".preprocess.lock"))  # not ours any more
 
 
 def finished_task(dataset: Path, task: str) -> TaskRecord:

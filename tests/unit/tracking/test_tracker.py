@@ -10,8 +10,9 @@ import pytest
 from mlflow.tracking import MlflowClient
 
 from pipeline.errors import Interrupted
-from pipeline.tracking import orphans
+from pipeline.owner import owner_lives, this_owner
 from pipeline.tracking.options import TrackingOptions
+from pipeline.tracking.orphans import sweep_orphans
 from pipeline.tracking.runs import open_run, spool_root
 from pipeline.tracking.server import Server
 from pipeline.tracking.spool import Segment
@@ -186,15 +187,15 @@ def test_a_storage_that_cannot_be_written_stops_nothing(tmp_path: Path, caplog: 
 
 def test_runs_of_dead_processes_are_closed_and_others_left(run_storage: Path) -> None:
     server = Server(_uri(run_storage), "hip", str(run_storage))
-    gone = orphans.this_owner().rpartition(":")[0] + ":1.00"  # this process id, another start time
-    owners = {"gone": gone, "alive": orphans.this_owner(), "elsewhere": "other-host/1:1:1.00"}
+    gone = this_owner().rpartition(":")[0] + ":1.00"  # this process id, another start time
+    owners = {"gone": gone, "alive": this_owner(), "elsewhere": "other-host/1:1:1.00"}
     ids = {
         name: server.ensure_run(
             {"kind": "open", "key": name, "name": name, "ms": 1, "owner": owner, "parent": None, "resume": None}
         )
         for name, owner in owners.items()
     }
-    assert orphans.sweep_orphans(server) == [ids["gone"]]
+    assert sweep_orphans(server) == [ids["gone"]]
     assert {name: server.client.get_run(run_id).info.status for name, run_id in ids.items()} == {
         "gone": "KILLED",
         "alive": "RUNNING",
@@ -204,8 +205,8 @@ def test_runs_of_dead_processes_are_closed_and_others_left(run_storage: Path) ->
 
 def test_a_process_that_never_was_is_dead() -> None:
     free = max(psutil.pids()) + 100_000
-    assert orphans.owner_is_dead(f"{orphans.this_owner().split(':')[0]}:{free}:1.00")
-    assert not orphans.owner_is_dead("nonsense")
+    assert owner_lives(f"{this_owner().split(':')[0]}:{free}:1.00") is False
+    assert owner_lives("nonsense") is None
 
 
 def test_what_a_killed_worker_left_does_not_reopen_the_run_that_its_driver_ended(run_storage: Path) -> None:
@@ -213,7 +214,7 @@ def test_what_a_killed_worker_left_does_not_reopen_the_run_that_its_driver_ended
         pass
     left = Segment.create(spool_root(str(run_storage), _uri(run_storage)))
     key = _client(run_storage).get_run(driver.run_id).data.tags["hip.key"]
-    owner = orphans.this_owner().rpartition(":")[0] + ":1.00"
+    owner = this_owner().rpartition(":")[0] + ":1.00"
     opened = {"kind": "open", "key": key, "name": "run", "ms": 1, "owner": owner, "parent": None, "resume": None}
     for record in (opened, {"kind": "metrics", "ms": 5, "step": 3, "values": {"loss": 2.0}}):
         left.append(record)

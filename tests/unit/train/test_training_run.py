@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import resource
 import shutil
 import uuid
@@ -140,6 +141,25 @@ def test_report_ends_a_run_early_and_in_order(make_options: Make) -> None:
     result = run_pretraining(make_options(), Recorder(end_at=3))
     assert result.checkpoint is not None
     assert read_state(result.checkpoint).step in (3, 4)
+
+
+def test_a_run_is_trained_once_at_a_time(make_options: Make, straight: dict[int, float]) -> None:
+    recorder, refusals = Recorder(), []
+
+    def report(step: int, metrics: Mapping[str, float]) -> bool:
+        if step == 3:
+            with pytest.raises(
+                UserError, match=rf"being trained by another process \(process {os.getpid()} on"
+            ) as told:
+                run_pretraining(make_options())
+            refusals.append(told)
+            assert run_pretraining(make_options(dry_run=True)).status == "planned"
+        return recorder(step, metrics)
+
+    result = run_pretraining(make_options(), report)
+    assert len(refusals) == 1
+    assert recorder.losses == straight
+    assert not (Path(result.run_folder) / ".run.lock").exists()
 
 
 def test_the_same_name_is_the_same_run_or_refused_with_the_difference(make_options: Make) -> None:
