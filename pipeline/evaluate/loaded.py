@@ -36,9 +36,11 @@ class LoadedModel:
 
     @property
     def name(self) -> str:
-        """What reports call it: the folder's name, with its run's name where the folder is a checkpoint."""
-        parts = self.folder.parts
-        return f"{parts[-3]}/{parts[-1]}" if len(parts) > 2 and parts[-2] == "checkpoints" else parts[-1]
+        """What reports call it: the folder's name, with its run's name where the folder is (in) a checkpoint."""
+        *above, last = self.folder.parts
+        if len(above) > 2 and above[-2] == "checkpoints":  # the average of a checkpoint
+            return f"{above[-3]}/{above[-1]}/{last}"
+        return f"{above[-2]}/{last}" if len(above) > 1 and above[-1] == "checkpoints" else last
 
     @property
     def modality_names(self) -> list[str]:

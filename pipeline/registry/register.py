@@ -150,7 +150,7 @@ def _own_run(server: Server, name: str) -> str:
 
 def _run_description(folder: Path, storage: str, run_name: str | None) -> dict[str, Any]:
     """What run.json says about the run that trained a model: beside its checkpoints, or found by the run's name."""
-    places = [str(parent) for parent in (folder, *folder.parents[:2])]
+    places = [str(parent) for parent in (folder, *folder.parents[:3])]
     places += [join(storage, run_name)] if run_name else []
     for place in places:
         if exists(join(place, "run.json")):

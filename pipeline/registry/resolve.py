@@ -18,12 +18,14 @@ from pipeline.storage import (
     list_files,
     local_path,
     name_of,
+    parent_of,
     read_bytes,
     redact,
     resolve,
     write_atomic,
 )
 from pipeline.tracking.options import TrackingOptions
+from pipeline.train.checkpoint_files import AVERAGE
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 PACKAGED = "artifacts/model"
@@ -38,8 +40,8 @@ def resolve_model(
     """The local folder with ``model.safetensors`` and ``config.json`` for a model however named.
 
     ``spec`` is a model folder, a checkpoint, a run folder (its last checkpoint), a packaged MLflow model, the name of a
-    run below ``storage``, ``runs:/<id>`` or ``models:/<name>@<alias>`` (or ``/<version>``). Remote ones are copied to a
-    local cache. ``key`` is the setting that named it, for messages.
+    run below ``storage`` (``<name>/average``: its averaged weights), ``runs:/<id>`` or ``models:/<name>@<alias>`` (or
+    ``/<version>``). Remote ones are copied to a local cache. ``key`` is the setting that named it, for messages.
 
     Raises:
         UserError: nothing is there; the message names what is near.
@@ -53,6 +55,8 @@ def resolve_model(
     for location in (spec, join(storage, spec)) if "://" not in spec else (spec,):
         if exists(location):
             return _local(_model_folder(location, spec, key))
+        if name_of(location) == AVERAGE and exists(parent_of(location)):
+            return _local(_average_of(_model_folder(parent_of(location), spec, key), spec, key))
     raise UserError(f"{key}={redact(spec)}: no such file, run or registered model; {_suggest(spec, storage)}")
 
 
@@ -124,6 +128,13 @@ def _model_folder(location: str, spec: str, key: str) -> str:
     raise UserError(f"{key}={redact(spec)}: {redact(location)} holds neither {WEIGHTS} nor a run's checkpoints")
 
 
+def _average_of(checkpoint: str, spec: str, key: str) -> str:
+    folder = join(checkpoint, AVERAGE)
+    if not exists(join(folder, WEIGHTS)):
+        raise UserError(f"{key}={redact(spec)}: {redact(checkpoint)} holds no average; optim.ema_decay makes one")
+    return folder
+
+
 def _resolve_run_id(spec: str, storage: str, tracking: TrackingOptions, key: str) -> Path:
     from mlflow.exceptions import MlflowException
 
@@ -152,7 +163,7 @@ def _local(folder: str) -> Path:
     files = [info for info in list_files(folder) if info.base_name in (WEIGHTS, CONFIG, "head.safetensors")]
     stamp = [(info.base_name, info.size, str(info.mtime)) for info in files]
     key = hashlib.sha256(f"{redact(folder)} {stamp}".encode()).hexdigest()[:16]
-    target = Path(_cache(), "fetched", key, *path.split("/")[-3:])  # reports call a model by these
+    target = Path(_cache(), "fetched", key, *path.split("/")[-4:])  # reports call a model by these
     for info in sorted(files, key=lambda info: info.base_name == CONFIG):  # the config last: it marks a whole copy
         if not (target / info.base_name).exists():
             with system.open_input_stream(info.path) as stream:

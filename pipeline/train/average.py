@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load
 
 from pipeline.storage import join, read_bytes
+from pipeline.train.checkpoint_files import AVERAGE
 from pipeline.train.hooks import Hook
 from pipeline.train.optim import WeightAverage
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Average(Hook):
-    """Moves the average after each applied step; it is written into checkpoints as ``average.safetensors``."""
+    """Moves the average after each applied step; checkpoints hold it as a model in their folder ``average``."""
 
     name = "average"
 
@@ -33,8 +34,9 @@ class Average(Hook):
     def on_roll_back(self, trainer: Trainer, checkpoint: str) -> None:
         """Take the average of a checkpoint."""
         if self.average is not None:
-            for name, value in load(read_bytes(join(checkpoint, "average.safetensors"))).items():
-                self.average.weights[name].copy_(value)
+            saved = load(read_bytes(join(checkpoint, AVERAGE, "model.safetensors")))
+            for name, value in self.average.weights.items():
+                value.copy_(saved[name.removeprefix("model.")])
 
     def on_step(self, trainer: Trainer) -> None:
         """Follow the weights."""

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -26,6 +25,7 @@ from pipeline.ingest.order import ExampleOrder
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
+from pipeline.train.checkpoint_files import AVERAGE
 from pipeline.train.options import PretrainOptions, ScaleOptions
 
 TRAIN, VALIDATION = "train", "validation"
@@ -159,10 +159,10 @@ class ModelExport:
     metadata: Mapping[str, object]
 
     def __call__(self, weights: Mapping[str, Tensor], average: Mapping[str, Tensor] | None, folder: Path) -> None:
-        """Write ``model.safetensors`` and ``config.json``, and the averaged weights if there are any."""
+        """Write ``model.safetensors`` and ``config.json``; the same of averaged weights, if there are any, below."""
         buffers = dict(self.live.named_buffers())
-        state = {name: buffers[name] for name in self.skeleton.state_dict() if name in buffers}
-        state |= {name.removeprefix("model."): value for name, value in weights.items()}
-        save_pretrained(self.skeleton, folder, self.metadata, state)
-        if average is not None:
-            save_file({name: value.contiguous() for name, value in average.items()}, folder / "average.safetensors")
+        fixed = {name: buffers[name] for name in self.skeleton.state_dict() if name in buffers}
+        for values, place in ((weights, folder), (average, folder / AVERAGE)):
+            if values is not None:
+                trained = {name.removeprefix("model."): value for name, value in values.items()}
+                save_pretrained(self.skeleton, place, self.metadata, fixed | trained)

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 CHECKPOINT_NAME = re.compile(r"^step_(\d{8,})$")
 COMPLETE = "complete.json"
 STATE = "trainer_state.json"
+AVERAGE = "average"  # the folder of the model with averaged weights
 
 
 def is_complete(folder: str) -> bool:

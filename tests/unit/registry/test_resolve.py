@@ -43,6 +43,16 @@ def test_a_run_means_its_last_whole_checkpoint(model: Path, tmp_path: Path) -> N
         assert resolve_model(spec, str(tmp_path)) == expected
 
 
+def test_a_run_that_keeps_no_average_says_so(model: Path, tmp_path: Path) -> None:
+    folder = _run(tmp_path, "first", model, [2])
+    with pytest.raises(UserError, match=r"model=first/average: .*step_00000002 holds no average; optim\.ema_decay"):
+        resolve_model("first/average", str(tmp_path))
+    average = folder / "checkpoints" / "step_00000002" / "average"
+    shutil.copytree(model, average)
+    for spec in ("first/average", f"{folder}/average", str(average)):
+        assert resolve_model(spec, str(tmp_path)) == average
+
+
 def test_a_run_in_an_object_store_keeps_its_name_on_this_machine(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
