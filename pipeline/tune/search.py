@@ -12,9 +12,10 @@ from hip_model.accounting import count_parameters
 from hip_model.variants import model_config
 from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate.figures import Picture
+from pipeline.folder_lock import folder_lock
 from pipeline.ray_session import ray_session
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import join
+from pipeline.storage import join, redact
 from pipeline.train.checks import check_options
 from pipeline.tune.candidates import Candidate, plain_pretrain_options
 from pipeline.tune.command import pretrain_command
@@ -46,7 +47,7 @@ def run_search(options: TuneOptions) -> SearchResult:
     """Search, or go on with the search of the same name.
 
     Raises:
-        UserError: a space, budget or metric that cannot work, or another search of this name.
+        UserError: a space, budget or metric that cannot work, another search of this name, or one that is under way.
         Interrupted: stopped on request; the same command goes on.
         InfrastructureError: Ray or the storage failed.
     """
@@ -57,7 +58,21 @@ def run_search(options: TuneOptions) -> SearchResult:
         print(prepared.preview())
         return SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
     prepared.check_reachable()  # before anything is written: an impossible budget claims no name
+
+    def refuse(holder: str) -> UserError:
+        return UserError(
+            f"search {prepared.name} in {redact(prepared.folder)} is under way in another process ({holder}); "
+            "wait for it, stop it, or choose another search.name"
+        )
+
+    with folder_lock(prepared.folder, ".search.lock", refuse):
+        return _search_to_the_end(options, prepared)
+
+
+def _search_to_the_end(options: TuneOptions, prepared: PreparedSearch) -> SearchResult:
+    """The search itself, which no other process drives meanwhile."""
     prepared.claim()
+    search = options.search
     tracker = open_parent(options, prepared.name, prepared.folder, prepared.description)
     status, result = "FAILED", SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
     try:

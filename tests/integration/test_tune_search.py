@@ -7,6 +7,7 @@ import html
 import json
 import logging
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -19,10 +20,13 @@ from typing import Any
 
 import pytest
 from mlflow_processes import Service, tracking_server
+from s3_server import Behaviour, s3_behind_proxy
 from training_data import write_dataset
 
 from pipeline.errors import UserError
+from pipeline.folder_lock import folder_lock
 from pipeline.shards.manifest import Manifest
+from pipeline.storage import join, read_bytes
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import (
     BatchOptions,
@@ -237,6 +241,32 @@ def test_population_based_training_changes_settings_on_the_way(ray_cluster: None
         for trial in found.trials
     ]
     assert started != ended, "nobody took over a better trial's settings"
+
+
+def test_a_search_is_driven_by_one_process(shards: str, tmp_path: Path) -> None:
+    rates = {"optim.learning_rate": {"low": 1e-9, "high": 1e-2, "log": True}}
+    told = rf"search small in .* is under way in another process \(process {os.getpid()} on "
+    with folder_lock(str(tmp_path / "small"), ".search.lock", UserError), pytest.raises(UserError, match=told):
+        run_search(options(shards, tmp_path, budget="none", options=rates))
+
+
+@pytest.mark.fault
+@pytest.mark.parametrize("scheduler", ["asha", "pbt"])
+def test_a_search_in_a_bucket_is_a_search_in_a_folder(
+    ray_cluster: None, shards: str, tmp_path: Path, scheduler: str
+) -> None:
+    rates = {"optim.learning_rate": {"low": 1e-9, "high": 1e-2, "log": True}}
+    search = {"trials": 2, "scheduler": scheduler, "budget": "none", "grace_steps": 6, "options": rates}
+    with s3_behind_proxy(Behaviour()) as (straight, _):
+        asked = options(shards, tmp_path, steps=18, max_concurrent=2, **search)
+        far = replace(asked, storage=f"s3://key:secret@data/searches?{straight}")
+        found, here = run_search(far), run_search(asked)
+        assert run_search(far).best == found.best
+        assert {trial.status for trial in found.trials} <= {FINISHED, STOPPED}
+        assert read_bytes(join(found.folder, "report.html"))
+        if scheduler == "asha":  # a population's moves depend on which member is faster
+            assert [trial.value for trial in found.trials] == [trial.value for trial in here.trials]
+        assert "secret" not in str(found.command)
 
 
 @pytest.mark.fault  # long: every trial starts a group of workers
