@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from jobs.cli import verb
 from pipeline.evaluate.options import EvaluateOptions
+from pipeline.storage import redact
 
 
 def run(options: EvaluateOptions) -> None:
@@ -21,7 +22,7 @@ def run(options: EvaluateOptions) -> None:
     report = evaluate(replace(options, model=str(folder)))
     for name, estimate in report.metrics.items():
         print(f"{name:40s} {estimate}")
-    print(f"report: {report.html_path}")
+    print(f"report: {redact(report.html_path)}")
     if report.export:
         print(f"model with its head: {report.export}")
 

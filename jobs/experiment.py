@@ -17,7 +17,7 @@ def run(options: ExperimentOptions) -> None:
 
     table = run_study(options)
     print(storage.read_bytes(table).decode())
-    print(f"written to {table}")
+    print(f"written to {storage.redact(table)}")
 
 
 main = verb("experiment", ExperimentOptions, run)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from jobs.cli import verb
 from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.storage import redact
 
 
 def run(options: FinetuneOptions) -> None:
@@ -22,9 +23,9 @@ def run(options: FinetuneOptions) -> None:
     result = finetune(options)
     for name, estimate in result.metrics.items():
         print(f"{name:40s} {estimate}")
-    print(f"model with its head: {result.checkpoint}")
+    print(f"model with its head: {redact(result.checkpoint)}")
     if result.report is not None:
-        print(f"report: {result.report.html_path}")
+        print(f"report: {redact(result.report.html_path)}")
 
 
 main = verb("finetune", FinetuneOptions, run)

@@ -5,12 +5,15 @@ from __future__ import annotations
 from jobs.cli import verb
 from pipeline.shards.inspect import inspect_dataset
 from pipeline.shards.options import InspectOptions
+from pipeline.storage import redact
 
 
 def run(options: InspectOptions) -> None:
     """Show the report or say where it was written; then fail if verification found damage."""
     inspection = inspect_dataset(options)
-    print(f"wrote {options.output}" if options.output else inspection.report, end="\n" if options.output else "")
+    print(
+        f"wrote {redact(options.output)}" if options.output else inspection.report, end="\n" if options.output else ""
+    )
     inspection.check()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.cli import verb
 from pipeline.registry.options import PredictOptions
+from pipeline.storage import redact
 
 _LINES_SHOWN = 20
 
@@ -22,9 +23,9 @@ def run(options: PredictOptions) -> None:
         print(f"{source}: " + ", ".join(f"{label} {score}" for label, score in pairs))
     print(f"{report.files} files, {report.windows} windows, {len(report.failed)} files skipped")
     for path in report.outputs[:_LINES_SHOWN]:
-        print(path)
+        print(redact(path))
     if len(report.outputs) > _LINES_SHOWN:
-        print(f"and {len(report.outputs) - _LINES_SHOWN} more in {options.output}")
+        print(f"and {len(report.outputs) - _LINES_SHOWN} more in {redact(options.output)}")
 
 
 main = verb("predict", PredictOptions, run)

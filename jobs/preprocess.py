@@ -5,6 +5,7 @@ from __future__ import annotations
 from jobs.cli import verb
 from pipeline.preprocess.options import PreprocessOptions
 from pipeline.preprocess.run import PreprocessReport, run_preprocess
+from pipeline.storage import redact
 
 
 def run(options: PreprocessOptions) -> None:
@@ -18,7 +19,8 @@ def summary(report: PreprocessReport, shards: str) -> str:
     splits = ", ".join(f"{rows:,} {split}" for split, rows in sorted(manifest.splits.items()))
     size = sum(shard.bytes for shard in manifest.shards)
     lines = [
-        f"{shards}: {counts['examples']:,} examples ({splits}) in {len(manifest.shards)} shards, {size / 1e6:,.1f} MB",
+        f"{redact(shards)}: {counts['examples']:,} examples ({splits}) in {len(manifest.shards)} shards, "
+        f"{size / 1e6:,.1f} MB",
         f"{counts['files']:,} files: {counts['done']:,} used, {counts['failed']:,} failed, "
         f"{counts['skipped']:,} skipped, {counts['duplicates']:,} duplicates",
         f"fingerprint {manifest.fingerprint}",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.cli import verb
+from pipeline.storage import redact
 from pipeline.train.options import PretrainOptions
 from pipeline.train.runner import run_pretraining
 
@@ -15,7 +16,7 @@ def run(options: PretrainOptions) -> None:
     loss = result.metrics.get("loss")
     shown = "" if loss is None else f", loss {loss:.4f}"
     print(f"{result.run_name}: {result.examples_consumed:,} examples{shown}")
-    print(f"checkpoint: {result.checkpoint}")
+    print(f"checkpoint: {redact(str(result.checkpoint))}")
     if result.tracking_run_id:
         print(f"tracked as {result.tracking_run_id}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jobs.cli import verb
 from pipeline.registry.options import RegisterOptions
+from pipeline.storage import redact
 
 
 def run(options: RegisterOptions) -> None:
@@ -16,7 +17,7 @@ def run(options: RegisterOptions) -> None:
 
     version = register(options)
     print(f"{version.name} version {version.version} is registered as {version.uri}")
-    print(f"try it:   hip predict model={version.uri} input=<file or folder> storage={options.storage}")
+    print(f"try it:   hip predict model={version.uri} input=<file or folder> storage={redact(options.storage)}")
     print(f"serve it: mlflow models serve --env-manager local -m {version.uri}")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jobs.cli import verb
+from pipeline.storage import redact
 from pipeline.tune.options import TuneOptions
 
 
@@ -19,7 +20,7 @@ def run(options: TuneOptions) -> None:
         best = result.best
         print(f"best: {best.candidate.name}, {result.metric} {best.value:.5g} ({best.candidate.label})")
         print(f"pretrain it with:\n  {result.command}")
-    print(f"report: {result.report}")
+    print(f"report: {redact(str(result.report))}")
 
 
 main = verb("tune", TuneOptions, run)

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.errors import DataError, HipError, InfrastructureError, Interrupted, TrainingDiverged, UserError
-from pipeline.storage import exists, join, read_bytes, write_atomic
+from pipeline.storage import exists, join, read_bytes, redact, write_atomic
 from pipeline.train.memory import OutOfMemory
+from pipeline.train.resume import without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +42,9 @@ class Outcome:
         if mailbox is not None:
             _ask(mailbox.tell_outcome, self)
         try:
-            write_atomic(join(run_folder, "outcome.json"), json.dumps(asdict(self)).encode())
-        except HipError as error:
-            logger.error("outcome.json could not be written: %s", error)
+            write_atomic(join(run_folder, "outcome.json"), json.dumps(without_credentials(asdict(self))).encode())
+        except (OSError, HipError) as error:
+            logger.error("outcome.json could not be written: %s", redact(str(error)))
 
     @classmethod
     def read(cls, run_folder: str, attempt: int, mailbox: Any = None) -> Outcome | None:

@@ -52,7 +52,8 @@ class RunRecord:
     def write(self, run_folder: str) -> None:
         """Replace ``run.json``."""
         self.updated_seconds = time.time()
-        write_atomic(join(run_folder, "run.json"), json.dumps(asdict(self), indent=1, default=str).encode())
+        values = without_credentials(asdict(self))
+        write_atomic(join(run_folder, "run.json"), json.dumps(values, indent=1, default=str).encode())
 
     @classmethod
     def read(cls, run_folder: str) -> RunRecord | None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import HipError, InfrastructureError, Interrupted
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import is_local, local_path, redact
+from pipeline.storage import is_local, join, local_path, name_of, redact
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job
@@ -136,10 +136,12 @@ def _finished_already(record: RunRecord, run_folder: str, total_steps: int) -> P
 
 
 def _result(record: RunRecord, run_folder: str) -> PretrainResult:
+    """The record without its place: that may have moved, and is written without credentials."""
+    name = name_of(record.checkpoint) if record.checkpoint else None
     return PretrainResult(
         record.name,
         run_folder,
-        record.checkpoint,
+        join(run_folder, "checkpoints", name) if name else None,
         record.metrics,
         record.tracking_run_id,
         record.examples_consumed,

@@ -113,7 +113,10 @@ class PreparedSearch:
         """The plan in words, with some candidates drawn as the search would."""
         search = self.options.search
         factory = self.factory()
-        lines = [f"search     {self.name} in {self.folder}", f"space      {', '.join(self.space.domains) or 'fixed'}"]
+        lines = [
+            f"search     {self.name} in {redact(self.folder)}",
+            f"space      {', '.join(self.space.domains) or 'fixed'}",
+        ]
         if factory.target is not None:
             lines.append(
                 f"budget     {factory.target:,.6g} {UNITS[search.budget]} within {search.budget_tolerance:.1%}"

@@ -142,7 +142,7 @@ def _json(result: SearchResult, target: float | None, notes: Sequence[str]) -> s
                 "step": trial.step,
                 "seconds": trial.seconds,
                 "reason": trial.reason,
-                "run_folder": trial.run_folder,
+                "run_folder": storage.redact(trial.run_folder or "") or None,
                 "curve": trial.curve,
             }
             for trial in result.trials

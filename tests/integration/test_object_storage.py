@@ -122,10 +122,14 @@ def test_a_checkpoint_that_was_uploaded_in_part_does_not_count(store: Store, tmp
 
     behaviour.decide = cut_weights_of_step_4
     kept = CheckpointOptions(every_steps=4, keep_last=1, keep_every_steps=4)
-    run_pretraining(replace(options(shards, f"s3://data/runs?{through}", 8), checkpoint=kept))
+    done = run_pretraining(replace(options(shards, f"s3://key:hunter2@data/runs?{through}", 8), checkpoint=kept))
     names = [place.partition("?")[0].rpartition("/")[2] for place in list_checkpoints(f"s3://data/runs/far?{straight}")]
     assert names == ["step_00000000", "step_00000008"]
     assert behaviour.counts[CUT] > 1, "it was tried more than once"
+    assert done.checkpoint == f"s3://key:hunter2@data/runs/far/checkpoints/step_00000008?{through}"
+    files = list_files(f"s3://data/runs/far?{straight}", recursive=True)
+    assert {"run.json", "outcome.json", "config.json", "trainer_state.json"} <= {info.base_name for info in files}
+    assert not [info.path for info in files if b"hunter2" in read_bytes(f"s3://{info.path}?{straight}")]
 
 
 def hip(*arguments: str) -> str:
