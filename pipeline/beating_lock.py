@@ -54,6 +54,15 @@ def beating_lock(location: str, refuse: Callable[[str], UserError]) -> Iterator[
             system.delete_file(path)
 
 
+def wait_while_held(location: str, limit_seconds: float) -> None:
+    """Return when nobody holds the lock file at ``location``, or after ``limit_seconds``."""
+    until = time.monotonic() + limit_seconds
+    while (holder := _read(location)) is not None and time.monotonic() < until:
+        if owner_lives(str(holder.get("owner", ""))) is False:
+            return
+        time.sleep(_LOOK_SECONDS)
+
+
 def _wait_for_silence(location: str, refuse: Callable[[str], UserError]) -> None:
     """Return when nobody holds the lock, or whoever does is dead."""
     seen = _read(location)

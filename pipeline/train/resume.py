@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "engine.compile", "engine.cuda_graphs", "engine.collective_timeout_seconds",
 )  # fmt: skip
 
+RUN_LOCK = ".run.lock"
 RUNNING, FINISHED, FAILED, INTERRUPTED, DIVERGED = "running", "finished", "failed", "interrupted", "diverged"
 
 
@@ -126,7 +127,7 @@ def run_lock(run_folder: str) -> AbstractContextManager[None]:
             "wait for it, stop it, or choose another run.name"
         )
 
-    return folder_lock(run_folder, ".run.lock", refuse)
+    return folder_lock(run_folder, RUN_LOCK, refuse)
 
 
 def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> RunRecord:

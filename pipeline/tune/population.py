@@ -9,10 +9,12 @@ from contextlib import contextmanager
 
 from pyarrow import fs
 
+from pipeline.beating_lock import wait_while_held
 from pipeline.storage import is_local, join, local_path, name_of, resolve
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints
 from pipeline.train.options import PretrainOptions
-from pipeline.train.resume import RunRecord, defining, options_to_dict
+from pipeline.train.resume import RUN_LOCK, RunRecord, defining, options_to_dict
+from pipeline.tune.closing import CLOSING_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +47,9 @@ def continue_under(own: str, options: PretrainOptions) -> None:
 
 @contextmanager
 def alone_in(run_folder: str) -> Iterator[None]:
-    """Wait until no other process of this machine trains in ``run_folder``: one that was moved may still be closing."""
+    """Wait until no other process trains in ``run_folder``: one that was moved may still be closing."""
     if not is_local(run_folder):
+        wait_while_held(join(run_folder, RUN_LOCK), CLOSING_SECONDS)
         yield
         return
     folder = local_path(run_folder)

@@ -75,6 +75,18 @@ def test_a_bucket_is_free_when_its_holder_is_dead_or_silent(
     assert not exists(FILE)
 
 
+def test_who_waits_for_a_holder_goes_on_when_it_is_gone(left_lock: Callable[..., None]) -> None:
+    beating_lock.wait_while_held(FILE, 60.0)  # there is none
+    with hold():
+        began = time.monotonic()
+        beating_lock.wait_while_held(FILE, 0.3)
+        assert time.monotonic() - began > 0.25
+        waiting = threading.Thread(target=beating_lock.wait_while_held, args=(FILE, 60.0))
+        waiting.start()
+    waiting.join(5.0)
+    assert not waiting.is_alive()
+
+
 def test_of_two_that_start_at_once_one_holds_the_bucket(left_lock: Callable[..., None]) -> None:
     outcomes: list[str] = []
 
