@@ -30,7 +30,7 @@ def defining(options: FinetuneOptions) -> dict[str, Any]:
     """The options that decide what a run computes, by dotted name, as JSON values; ``init`` by its content."""
     values = {key: value for key, value in asdict(options).items() if key not in _FREE}
     if options.init is not None:
-        values["init"] = f"weights {weights_digest(storage.local_path(options.init))[:16]}"
+        values["init"] = f"weights {weights_digest(storage.local_path(options.init))}"
     return flatten(json.loads(json.dumps(values, default=str)))
 
 
