@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -26,21 +26,21 @@ _SETTLE_SECONDS = 1.0  # of two that start at once, the one that wrote last hold
 
 
 @contextmanager
-def beating_lock(location: str, refuse: Callable[[str], UserError]) -> Iterator[None]:
+def beating_lock(location: str, what: str, advice: str) -> Iterator[None]:
     """Hold the lock file at ``location`` for this process.
 
     A holder that was killed is seen at once on its own machine; elsewhere it is watched for a minute, by no clock but
     this machine's.
 
     Raises:
-        UserError: what ``refuse`` makes of the words for another process that holds it.
+        UserError: another process holds it: ``what (process … on …); advice``.
     """
     token = uuid.uuid4().hex
-    _wait_for_silence(location, refuse)
+    _wait_for_silence(location, what, advice)
     _write(location, token)
     time.sleep(_SETTLE_SECONDS)
     if (holder := _read(location)) is not None and holder.get("token") != token:
-        raise refuse(_shown(holder))
+        raise busy(what, _shown(holder), advice)
     ended = threading.Event()
     beat = threading.Thread(target=_keep_fresh, args=(location, token, ended), name="folder-lock", daemon=True)
     beat.start()
@@ -54,6 +54,11 @@ def beating_lock(location: str, refuse: Callable[[str], UserError]) -> Iterator[
             system.delete_file(path)
 
 
+def busy(what: str, holder: str, advice: str) -> UserError:
+    """The refusal of whoever finds a lock held."""
+    return UserError(f"{what} ({holder}); {advice}")
+
+
 def wait_while_held(location: str, limit_seconds: float) -> None:
     """Return when nobody holds the lock file at ``location``, or after ``limit_seconds``."""
     until = time.monotonic() + limit_seconds
@@ -63,14 +68,14 @@ def wait_while_held(location: str, limit_seconds: float) -> None:
         time.sleep(_LOOK_SECONDS)
 
 
-def _wait_for_silence(location: str, refuse: Callable[[str], UserError]) -> None:
+def _wait_for_silence(location: str, what: str, advice: str) -> None:
     """Return when nobody holds the lock, or whoever does is dead."""
     seen = _read(location)
     lives = None if seen is None else owner_lives(str(seen.get("owner", "")))
     if seen is None or lives is False:
         return
     if lives:
-        raise refuse(_shown(seen))
+        raise busy(what, _shown(seen), advice)
     where = f"{redact(location)} is held by {_shown(seen)}"
     logger.warning("%s: looking for %.0f s whether that lives", where, SILENT_SECONDS)
     silent_at = time.monotonic() + SILENT_SECONDS
@@ -80,7 +85,7 @@ def _wait_for_silence(location: str, refuse: Callable[[str], UserError]) -> None
         if now is None:
             return
         if now != seen:
-            raise refuse(_shown(now))
+            raise busy(what, _shown(now), advice)
     logger.warning("%s, which gave no sign of life: taking over", where)
 
 

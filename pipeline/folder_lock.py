@@ -6,41 +6,40 @@ import errno
 import fcntl
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pipeline.beating_lock import beating_lock
-from pipeline.errors import UserError
+from pipeline.beating_lock import beating_lock, busy
 from pipeline.storage import explain_os_error, is_local, join, local_path
 
 _CANNOT_LOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # some shared and mounted file systems
 
 
 @contextmanager
-def folder_lock(folder: str, name: str, refuse: Callable[[str], UserError]) -> Iterator[None]:
+def folder_lock(folder: str, name: str, what: str, advice: str) -> Iterator[None]:
     """Hold ``folder`` for this process, by a file ``name`` in it; the folder is made if it is not there.
 
     On a local file system the kernel drops the lock when its holder dies; where nothing can be locked a file that is
     kept fresh stands for it.
 
     Raises:
-        UserError: what ``refuse`` makes of the words for the process that holds it; the folder cannot be written.
+        UserError: another process holds it, ``what (process … on …); advice``; the folder cannot be written.
     """
     if not is_local(folder):
-        with beating_lock(join(folder, name), refuse):
+        with beating_lock(join(folder, name), what, advice):
             yield
         return
     path = local_path(folder) / name
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _open_current(path, refuse)
+        descriptor = _open_current(path, what, advice)
     except OSError as error:
         if error.errno not in _CANNOT_LOCK:
             raise explain_os_error(error, str(path.parent)) from error
         descriptor = None
     if descriptor is None:
-        with beating_lock(str(path), refuse):
+        with beating_lock(str(path), what, advice):
             yield
         return
     try:
@@ -52,7 +51,7 @@ def folder_lock(folder: str, name: str, refuse: Callable[[str], UserError]) -> I
         os.close(descriptor)
 
 
-def _open_current(path: Path, refuse: Callable[[str], UserError]) -> int:
+def _open_current(path: Path, what: str, advice: str) -> int:
     """Lock the file that is at ``path`` now: a holder that ends removes it, perhaps between our open and our lock."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -61,7 +60,7 @@ def _open_current(path: Path, refuse: Callable[[str], UserError]) -> int:
         except BlockingIOError as error:
             holder = os.read(descriptor, 4096).decode(errors="replace").strip()
             os.close(descriptor)
-            raise refuse(holder or "just starting") from error
+            raise busy(what, holder or "just starting", advice) from error
         except OSError:
             os.close(descriptor)
             raise

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 
-from pipeline.errors import UserError
 from pipeline.folder_lock import folder_lock
 from pipeline.storage import redact
 
@@ -15,10 +14,5 @@ def dataset_lock(dataset: str) -> AbstractContextManager[None]:
     Raises:
         UserError: another process is preprocessing into this folder, or it cannot be written.
     """
-
-    def refuse(holder: str) -> UserError:
-        return UserError(
-            f"another run is preprocessing into {redact(dataset)} ({holder}); wait for it or choose another folder"
-        )
-
-    return folder_lock(dataset, ".preprocess.lock", refuse)
+    what = f"another run is preprocessing into {redact(dataset)}"
+    return folder_lock(dataset, ".preprocess.lock", what, "wait for it or choose another folder")

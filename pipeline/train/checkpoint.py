@@ -93,12 +93,13 @@ class NamedStates(Mapping[str, ParameterState]):
 
     def __init__(self, folder: str) -> None:
         self._where: dict[str, Path] = {}
-        here = local_path(folder) if is_local(folder) else Path(tempfile.mkdtemp(prefix="hip-checkpoint-"))
-        if not is_local(folder):
+        remote = not is_local(folder)
+        here = Path(tempfile.mkdtemp(prefix="hip-checkpoint-")) if remote else local_path(folder)
+        if remote:
             weakref.finalize(self, shutil.rmtree, here, ignore_errors=True)
         for name in sorted(name for name in files_of(folder) if name.startswith("optimizer/part-")):
             part = here / name
-            if not is_local(folder):
+            if remote:
                 download(join(folder, name), part)
             with safe_open(part, "pt") as opened:
                 keys = list(opened.keys())

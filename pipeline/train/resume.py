@@ -120,14 +120,8 @@ def run_lock(run_folder: str) -> AbstractContextManager[None]:
     Raises:
         UserError: another process is training it, or its folder cannot be written.
     """
-
-    def refuse(holder: str) -> UserError:
-        return UserError(
-            f"{redact(run_folder)} is being trained by another process ({holder}); "
-            "wait for it, stop it, or choose another run.name"
-        )
-
-    return folder_lock(run_folder, RUN_LOCK, refuse)
+    what = f"{redact(run_folder)} is being trained by another process"
+    return folder_lock(run_folder, RUN_LOCK, what, "wait for it, stop it, or choose another run.name")
 
 
 def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> RunRecord:

@@ -58,14 +58,8 @@ def run_search(options: TuneOptions) -> SearchResult:
         print(prepared.preview())
         return SearchResult(prepared.name, prepared.folder, search.metric, search.mode, ())
     prepared.check_reachable()  # before anything is written: an impossible budget claims no name
-
-    def refuse(holder: str) -> UserError:
-        return UserError(
-            f"search {prepared.name} in {redact(prepared.folder)} is under way in another process ({holder}); "
-            "wait for it, stop it, or choose another search.name"
-        )
-
-    with folder_lock(prepared.folder, ".search.lock", refuse):
+    what = f"search {prepared.name} in {redact(prepared.folder)} is under way in another process"
+    with folder_lock(prepared.folder, ".search.lock", what, "wait for it, stop it, or choose another search.name"):
         return _search_to_the_end(options, prepared)
 
 

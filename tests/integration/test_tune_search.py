@@ -246,7 +246,7 @@ def test_population_based_training_changes_settings_on_the_way(ray_cluster: None
 def test_a_search_is_driven_by_one_process(shards: str, tmp_path: Path) -> None:
     rates = {"optim.learning_rate": {"low": 1e-9, "high": 1e-2, "log": True}}
     told = rf"search small in .* is under way in another process \(process {os.getpid()} on "
-    with folder_lock(str(tmp_path / "small"), ".search.lock", UserError), pytest.raises(UserError, match=told):
+    with folder_lock(str(tmp_path / "small"), ".search.lock", "", ""), pytest.raises(UserError, match=told):
         run_search(options(shards, tmp_path, budget="none", options=rates))
 
 
