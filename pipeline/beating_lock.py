@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 15.0
 SILENT_SECONDS = 60.0  # four beats without a sign of life
 _LOOK_SECONDS = 2.0
+_PART_SECONDS, _LOOKS_AT_A_PART = 0.1, 10  # how long a beat may be seen half-written
 _SETTLE_SECONDS = 1.0  # of two that start at once, the one that wrote last holds it
 
 
@@ -103,11 +104,16 @@ def _keep_fresh(location: str, token: str, ended: threading.Event) -> None:
 
 def _read(location: str) -> dict[str, Any] | None:
     """Who holds it; none for no file and for one that cannot be understood."""
-    try:
-        values = json.loads(read_bytes(location)) if exists(location) else None
-    except (UserError, ValueError):  # gone since, or not ours
-        return None
-    return values if isinstance(values, dict) else None
+    for _ in range(_LOOKS_AT_A_PART):
+        try:
+            values = json.loads(read_bytes(location)) if exists(location) else None
+        except UserError:  # gone since
+            return None
+        except ValueError:  # not ours, or being written where that can be seen
+            time.sleep(_PART_SECONDS)
+            continue
+        return values if isinstance(values, dict) else None
+    return None
 
 
 def _write(location: str, token: str) -> None:

@@ -12,7 +12,7 @@ import psutil
 
 def this_owner() -> str:
     """This process, named so that another process on the same machine can tell whether it still lives."""
-    return f"{this_machine()}:{os.getpid()}:{psutil.Process().create_time():.2f}"
+    return f"{this_machine()}:{os.getpid()}:{_started(os.getpid()):.2f}"
 
 
 def owner_lives(owner: str) -> bool | None:
@@ -21,12 +21,21 @@ def owner_lives(owner: str) -> bool | None:
     if machine != this_machine() or not process.isdigit():
         return None
     try:
-        found = psutil.Process(int(process))
-        return f"{found.create_time():.2f}" == owner.rpartition(":")[2] and found.status() != psutil.STATUS_ZOMBIE
+        started = f"{_started(int(process)):.2f}"
+        return started == owner.rpartition(":")[2] and psutil.Process(int(process)).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:
         return None
+
+
+def _started(process: int) -> float:
+    """Seconds from the machine's start to the process's, where they can be read: a date moves when the clock is set."""
+    try:
+        after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return int(after_name[19]) / os.sysconf("SC_CLK_TCK")
+    except OSError:
+        return psutil.Process(process).create_time()
 
 
 def this_machine() -> str:

@@ -15,12 +15,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import fsspec
+import psutil
 import pytest
 
 from pipeline import beating_lock
 from pipeline.errors import UserError
 from pipeline.folder_lock import folder_lock
-from pipeline.owner import this_machine, this_owner
+from pipeline.owner import owner_lives, this_machine, this_owner
 from pipeline.storage import exists, join, read_bytes
 
 BUCKET = "memory://locked/set"
@@ -85,6 +86,26 @@ def test_who_waits_for_a_holder_goes_on_when_it_is_gone(left_lock: Callable[...,
         waiting.start()
     waiting.join(5.0)
     assert not waiting.is_alive()
+
+
+def test_a_holder_in_the_middle_of_its_beat_still_holds(left_lock: Callable[..., None]) -> None:
+    """Some stores show an empty file while it is written anew."""
+    fsspec.filesystem("memory").pipe_file("/locked/set/.lock", b"")
+    written = threading.Timer(0.1, left_lock, kwargs={"owner": this_owner(), "process": os.getpid(), "host": "here"})
+    written.start()
+    began = time.monotonic()
+    beating_lock.wait_while_held(FILE, 0.4)
+    assert time.monotonic() - began > 0.35
+    written.join()
+
+
+def test_a_process_lives_on_when_the_clock_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time of the last start of the machine, as the system tells it, moves with the clock."""
+    owner = this_owner()
+    booted = psutil.boot_time()
+    for stepped in (-3600.0, 1.0):
+        monkeypatch.setattr("psutil._psplatform.boot_time", lambda stepped=stepped: booted + stepped)
+        assert owner_lives(owner)
 
 
 def test_of_two_that_start_at_once_one_holds_the_bucket(left_lock: Callable[..., None]) -> None:
