@@ -159,7 +159,19 @@ def _write_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     path.touch()
     mode = path.stat().st_mode  # what the umask gives; safetensors would leave a file that only its owner reads
     save_file(tensors, path, metadata={"format": "pt", "crc32": checksums})
+    _sort_header(path)
     path.chmod(mode)
+
+
+def _sort_header(path: Path) -> None:
+    """safetensors writes its metadata in a random order; the same weights are the same bytes, and one digest, here."""
+    with path.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        stream.seek(8)
+        stream.write(text.ljust(size))
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

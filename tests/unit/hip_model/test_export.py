@@ -81,6 +81,13 @@ def test_loaded_models_train_on(saved):
     assert loaded.embed["image"].weight.grad.any()
 
 
+def test_the_same_weights_are_the_same_bytes(tmp_path):
+    model = build()
+    for number in range(12):
+        save_pretrained(model, tmp_path / str(number), {**METADATA, "number": number})
+    assert len({(tmp_path / str(number) / WEIGHTS_FILE).read_bytes() for number in range(12)}) == 1
+
+
 def test_changed_configs_round_trip(tmp_path):
     model = build(position={"image": "fourier", "audio": "learned"}, regroup="transpose_reshape")
     save_pretrained(model, tmp_path, {})
