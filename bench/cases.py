@@ -73,12 +73,11 @@ class Case:
 
     def checkpointed(self) -> None:
         """As ``masked``, with the inside of every block computed again in the backward pass."""
-        config = self.model.config
-        self.model.config = config.replace(activation_checkpointing="blocks")
+        self.model.recompute_blocks = True
         try:
             self.masked()
         finally:
-            self.model.config = config
+            self.model.recompute_blocks = False
 
     def naive(self) -> None:
         """As ``full`` through the naive twin."""

@@ -28,6 +28,7 @@ class HiP(TokenModel):
     def __init__(self, config: HiPConfig, modalities: Sequence[Modality]) -> None:
         super().__init__(config, modalities, plan_groups(config.num_groups[0], modalities))
         self.config = config
+        self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.blocks = nn.ModuleList(_block(config, index) for index in range(config.num_blocks))
         # One head and no residual, whatever the blocks have.
         self.head = CrossAttention(config.embedding_channels, config.num_channels[-1], 1, 1, residual=False)
@@ -53,6 +54,10 @@ class HiP(TokenModel):
         """The blocks, in order."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
+    def stages(self) -> list[nn.Module]:
+        """What a step passes through one after the other, to be compiled or timed one by one."""
+        return list(self.blocks)
+
     def _token_keys(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None
     ) -> list[LazyKeys]:
@@ -76,9 +81,9 @@ class HiP(TokenModel):
         return outputs
 
     def _run_block(self, block: nn.Module, keys: Sequence[Keys | LazyKeys], skip: Tensor | None) -> Tensor:
-        if self.config.activation_checkpointing == "none" or not self.training:
-            return block(keys, skip)
-        return checkpoint(block, keys, skip, use_reentrant=False)
+        if self.recompute_blocks and self.training:
+            return checkpoint(block, keys, skip, use_reentrant=False)
+        return block(keys, skip)
 
 
 def _join(below: Tensor, labels: Keys) -> Keys:

@@ -153,6 +153,7 @@ class Perceiver(nn.Module):
         super().__init__()
         check_names(modalities)
         self.config = config
+        self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.modalities = tuple(modalities)
         self._plan = plan_single_group(modalities)
         self.positions = nn.ModuleDict({m.name: _positions(m, config) for m in modalities})
@@ -202,12 +203,17 @@ class Perceiver(nn.Module):
         for index in range(self.config.num_iterations):
             attention = self.first_cross_attention if index == 0 else self.shared_cross_attention
             attention = attention if index < self.config.cross_attentions else None
-            if self.config.activation_checkpointing == "blocks" and self.training:
+            if self.recompute_blocks and self.training:
                 x = checkpoint(self._iterate, attention, x, keys, use_reentrant=False)
             else:
                 x = self._iterate(attention, x, keys)
             outputs.append(x)
         return outputs
+
+    def stages(self) -> list[nn.Module]:
+        """As ``HiP.stages``: every layer, once, though a step passes through the shared ones again and again."""
+        cross = [self.first_cross_attention, self.shared_cross_attention]
+        return [*(layer for layer in cross if layer is not None), *self.self_attention]
 
     def first_queries(self) -> Tensor:
         """The learned latents, ``[1, 1, N, D]``."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hip_model.attention import CrossAttention, Keys
@@ -28,6 +28,7 @@ class PerceiverIO(TokenModel):
         super().__init__(config, modalities, plan_single_group(modalities))
         self.config = config
         train_latents, latents = config.latent_counts
+        self.recompute_blocks = config.activation_checkpointing == "blocks"
         self.block = Block(
             num_groups=1,
             num_latents=latents,
@@ -59,15 +60,19 @@ class PerceiverIO(TokenModel):
         """The block's output ``[B, 1, N, D]``, in a list as HiP's are."""
         return [self._latents(inputs, self.group_codes(), selection)]
 
+    def stages(self) -> list[nn.Module]:
+        """As ``HiP.stages``: the one block."""
+        return [self.block]
+
     def _latents(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None
     ) -> Tensor:
         self.check_inputs(inputs)
         # There is no padding to hide: empty slots are all there is.
         keys = _join([part.build() for part in self.token_keys(inputs, codes, selection, hide=True)])
-        if self.config.activation_checkpointing == "none" or not self.training:
-            return self.block([keys])
-        return checkpoint(self.block, [keys], use_reentrant=False)
+        if self.recompute_blocks and self.training:
+            return checkpoint(self.block, [keys], use_reentrant=False)
+        return self.block([keys])
 
 
 def _join(parts: Sequence[Keys]) -> Keys:

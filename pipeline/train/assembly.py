@@ -25,7 +25,6 @@ from pipeline.train.build import (
     compile_blocks,
     flops_per_example,
     is_complete_data,
-    recompute_blocks,
 )
 from pipeline.train.checkpoint import CheckpointWriter, NamedStates, latest_checkpoint, read_state
 from pipeline.train.checkpoint_hook import Checkpoints
@@ -129,7 +128,7 @@ def build_engine(
 ) -> Engine:
     """The engine by name, on a model that may recompute, be compiled or be recorded."""
     if options.engine.activation_checkpointing:
-        recompute_blocks(autoencoder.model)
+        autoencoder.model.recompute_blocks = True
     if options.engine.compile:
         compile_blocks(autoencoder.model)
     if options.engine.cuda_graphs:

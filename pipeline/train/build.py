@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hip_model import ConfigError, Modality, available_models, build_model
 from hip_model.accounting import forward_flops
@@ -98,16 +96,10 @@ def flops_per_example(model: Any, options: PretrainOptions) -> float:
     return float(forward_flops(model.config, model.modalities, mask_config(options)))
 
 
-def recompute_blocks(model: Any) -> None:
-    """Keep only the inputs of each block and compute the rest again in the backward pass."""
-    for block in model.blocks:
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
 def compile_blocks(model: Any) -> None:
     """Compile block by block: smaller graphs, one compilation for equal blocks."""
-    for block in model.blocks:
-        block.compile()
+    for stage in model.stages():
+        stage.compile()
 
 
 @dataclass

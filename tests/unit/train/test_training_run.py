@@ -29,6 +29,7 @@ from pipeline.train.options import (
     DurationOptions,
     EngineOptions,
     GuardOptions,
+    ModelOptions,
     OptimOptions,
     PretrainOptions,
     RunOptions,
@@ -321,6 +322,21 @@ def test_a_password_in_a_uri_is_nowhere_in_the_run_folder(make_options: Make, tm
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert {"run.json", "config.json", "trainer_state.json"} <= {path.name for path in files}
     assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+
+
+_SMALL_IO = {"num_latents": 16, "num_channels": 32, "num_self_attention_layers": 1, "num_self_attention_heads": 2}
+
+
+@pytest.mark.parametrize("model", [ModelOptions("perceiver_tiny"), ModelOptions("io_mini", _SMALL_IO)])
+@pytest.mark.parametrize("option", ["activation_checkpointing", "compile"])
+def test_perceivers_recompute_and_compile_like_hip(make_options: Make, model: ModelOptions, option: str) -> None:
+    plain, changed = Recorder(), Recorder()
+    options = make_options(model=model, duration=DurationOptions(steps=2))
+    run_pretraining(options, plain)
+    engine = replace(options.engine, **{option: True})
+    with torch.compiler.set_stance("force_eager"):  # else half a minute of the compiler's time, the same path before it
+        run_pretraining(replace(options, engine=engine, run=RunOptions(option)), changed)
+    assert changed.losses == pytest.approx(plain.losses, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["constant_cosine", "step"])
