@@ -39,7 +39,7 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
         if not re.match(r"~|\+{0,2}\w[\w.-]*=", override):
             raise UserError(f"{override!r} is no setting: settings are written key=value (hip {verb} --help)")
     keys = keys or []
-    overrides, values = _split_values(verb, _free_keys(overrides, keys))
+    overrides, values = _split_values(verb, _free_keys(_one_duration(overrides), keys))
     known = [key for key in keys if not key.endswith(".*")]
     overrides = _checked_choices(verb, overrides, known)
     try:
@@ -65,6 +65,14 @@ def _free_keys(overrides: list[str], keys: list[str]) -> list[str]:
         else:
             found.append(f"++{override}" if key.startswith(tuple(f"{name}." for name in free)) else override)
     return found
+
+
+def _one_duration(overrides: list[str]) -> list[str]:
+    """A duration that the user gives takes the place of the configuration's, in whatever unit that is."""
+    given = {override.partition("=")[0] for override in overrides if not override.endswith("=null")}
+    units = [f"duration.{unit}" for unit in ("steps", "examples", "epochs")]
+    rest = [unit for unit in units if unit not in given] if given & set(units) else []
+    return [*overrides, *(f"{unit}=null" for unit in rest)]
 
 
 def _split_values(verb: str, overrides: list[str]) -> tuple[list[str], dict[str, str]]:

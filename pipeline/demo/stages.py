@@ -92,7 +92,6 @@ class Plan:
             f"shards={self.shards}",
             f"storage={self.runs}",
             "batch.global_size=8",
-            "duration.epochs=null",
             "optim.learning_rate=0.003",
             f"seed={self.options.seed}",
             "figures.every_steps=0",

@@ -111,8 +111,7 @@ class DurationOptions:
         given = [name for name in ("steps", "examples", "epochs") if getattr(self, name) is not None]
         if len(given) != 1:
             raise UserError(
-                f"duration: give exactly one of steps, examples and epochs, got {', '.join(given) or 'none'} "
-                "(duration.steps=null removes one)"
+                f"duration: give exactly one of steps, examples and epochs, got {', '.join(given) or 'none'}"
             )
         at_least(f"duration.{given[0]}", getattr(self, given[0]), 0)
 

@@ -54,6 +54,17 @@ def test_keys_of_the_users_own_are_added_or_replace_a_presets() -> None:
     assert weighted.loss.weights == {"audio": 2.0}
 
 
+def test_a_duration_that_is_given_takes_the_place_of_the_configurations() -> None:
+    words = ["shards=/x", "experiment=mae_images"]
+    for given, expected in (([], (None, None, 800.0)), (["duration.steps=9"], (9, None, None))):
+        found = load_options(PretrainOptions, "pretrain", [*words, *given]).duration
+        assert (found.steps, found.examples, found.epochs) == expected
+    with pytest.raises(UserError, match="exactly one of steps, examples and epochs, got steps, epochs"):
+        load_options(PretrainOptions, "pretrain", [*words, "duration.steps=9", "duration.epochs=2"])
+    with pytest.raises(UserError, match="got none"):
+        load_options(PretrainOptions, "pretrain", [*words, "duration.epochs=null"])
+
+
 @pytest.mark.parametrize("name", sorted(path.stem for path in (CONF / "experiment").glob("*.yaml")))
 def test_experiments_compose(name: str) -> None:
     verb = "finetune" if name.startswith("finetune") else "pretrain"

@@ -154,7 +154,7 @@ def test_the_whole_path_over_s3(store: Store, tmp_path: Path, decide: Callable[[
     hip("preprocess", f"source='s3://data/source?{through}'", data[0], "tokens=demo", "ray.num_cpus=2")
     hip(
         "pretrain", *data, "model=hip_nano", "run.name=far", "scale=local_two", "batch.global_size=4",
-        "duration.epochs=null", "duration.steps=4", "figures.every_steps=0", "checkpoint.every_steps=2",
+        "duration.steps=4", "figures.every_steps=0", "checkpoint.every_steps=2",
     )  # fmt: skip
     hip(
         "predict", "model=far", f"input='s3://data/source?{through}'", f"output='s3://data/out?{through}'",
@@ -173,7 +173,7 @@ def test_fine_tuning_and_the_registry_over_s3(store: Store, tmp_path: Path) -> N
     shards = f"shards={tmp_path}/tokens"
     places = [f"storage='s3://data/runs?{straight}'", f"tracking.uri=sqlite:///{tmp_path}/mlflow.db"]
     hip("preprocess", f"source={tmp_path}/source", shards, "tokens=demo", "validation_fraction=0.3", "ray.num_cpus=2")
-    start = ["init=null", "model=hip_nano", "run.name=tuned", "duration.epochs=null", "batch.global_size=8"]
+    start = ["init=null", "model=hip_nano", "run.name=tuned", "batch.global_size=8"]
     tuning = ["finetune", shards, *places, *start]
     hip(*tuning, "duration.steps=2")
     hip(*tuning, "duration.steps=2", "resume=must")

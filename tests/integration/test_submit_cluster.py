@@ -23,7 +23,7 @@ pytestmark = pytest.mark.integration
 
 SMALL = [
     "model=hip_nano", "engine=torch", "engine.precision=fp32", "scale=in_process", "batch.global_size=4",
-    "validation.every_steps=0", "figures.every_steps=0", "tracking.enabled=false", "duration.epochs=null",
+    "validation.every_steps=0", "figures.every_steps=0", "tracking.enabled=false",
 ]  # fmt: skip
 
 
