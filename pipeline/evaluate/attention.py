@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ import torch
 from torch import Tensor
 
 from hip_model.grouping import regroup
+from hip_model.hip import HiP
+from hip_model.perceiver import Perceiver
 from pipeline.evaluate.figures import Picture, attention_maps
 from pipeline.evaluate.session import Session
 from pipeline.shards.reader import Batch
@@ -25,24 +28,28 @@ class LevelAttention:
 
 @torch.no_grad()
 def encoder_attention(model: Any, inputs: dict[str, Tensor], selection: Any = None) -> list[LevelAttention]:
-    """Run the encoder on a batch of one and collect each block's cross-attention, first block first."""
-    blocks = model.blocks if hasattr(model, "blocks") else [model.block]
-    found: dict[int, LevelAttention] = {}
-    handles = []
-    for index, block in enumerate(blocks):
-        layer = block.cross_attention
+    """Run the encoder on a batch of one and collect its cross-attentions in their order: one a block, or one a look of
+    a Perceiver at its inputs."""
+    found: list[LevelAttention] = []
 
-        def keep(module: Any, arguments: tuple[Any, ...], index: int = index) -> None:
-            queries, keys, skip = (*arguments, None)[:3]
-            found[index] = LevelAttention(_weights(module, queries, keys, skip))
+    def keep(module: Any, arguments: tuple[Any, ...]) -> None:
+        queries, keys, skip = (*arguments, None)[:3]
+        found.append(LevelAttention(_weights(module, queries, keys, skip)))
 
-        handles.append(layer.register_forward_pre_hook(keep))
+    handles = [layer.register_forward_pre_hook(keep) for layer in _cross_attentions(model)]
     try:
         model.encode(inputs, selection)
     finally:
         for handle in handles:
             handle.remove()
-    return [found[index] for index in sorted(found)]
+    return found
+
+
+def _cross_attentions(model: Any) -> list[Any]:
+    if isinstance(model, Perceiver):
+        layers = (model.first_cross_attention, model.shared_cross_attention)
+        return [layer for layer in layers if layer is not None]
+    return [block.cross_attention for block in model.stages()]
 
 
 def token_attention(
@@ -53,11 +60,12 @@ def token_attention(
     Self-attention inside a level is left out, so this is where information enters, not all that it meets on the way.
     """
     weights = torch.eye(_latent_count(levels[level]))[torch.from_numpy(latents)]
+    plan = model.group_plan()[modality]
+    if not isinstance(model, HiP):  # every look is one at the tokens themselves
+        return _of_all_tokens(weights, levels[level], model, plan)
     for index in range(level, 0, -1):
         weights = _through_level(weights, levels[index], levels[index - 1], model.config.regroup)
-    plan = model.group_plan()[modality]
-    single = len(levels[0].parts) == 1 and not hasattr(model, "blocks")
-    return _to_tokens(weights, levels[0], model, plan, single)
+    return _to_tokens(weights, levels[0], model, plan)
 
 
 def attention_pictures(session: Session, batch: Batch, count: int) -> list[Picture]:
@@ -131,17 +139,17 @@ def _through_level(weights: Tensor, level: LevelAttention, below: LevelAttention
     return result
 
 
-def _to_tokens(weights: Tensor, level: LevelAttention, model: Any, plan: Any, single: bool) -> np.ndarray:
+def _of_all_tokens(weights: Tensor, level: LevelAttention, model: Any, plan: Any) -> np.ndarray:
+    """The same of a level whose one group holds all modalities' tokens, in order."""
+    before = itertools.takewhile(lambda modality: modality.name != plan.name, model.modalities)
+    offset = sum(modality.num_tokens for modality in before)
+    spread = weights @ level.parts[0][0]
+    return np.asarray(spread[:, offset : offset + plan.num_tokens].numpy())
+
+
+def _to_tokens(weights: Tensor, level: LevelAttention, model: Any, plan: Any) -> np.ndarray:
     """Attention over the first level's latents [k, latents] as attention over one modality's tokens [k, T]."""
     per_group = level.parts[0].shape[1]
-    if single:  # one group over all modalities' tokens, in order
-        offset = 0
-        for modality in model.modalities:
-            if modality.name == plan.name:
-                break
-            offset += modality.num_tokens
-        spread = weights @ level.parts[0][0]
-        return np.asarray(spread[:, offset : offset + plan.num_tokens].numpy())
     index = [entry.name for entry in model.group_plan().modalities].index(plan.name)
     cross = level.parts[index][:, :, : plan.group_tokens]
     mine = weights.view(len(weights), -1, per_group)[:, plan.offset : plan.offset + plan.groups]

@@ -226,7 +226,7 @@ def test_unlabelled_data_is_refused(options, tmp_path):
         evaluate(options(shards=shards))
 
 
-@pytest.mark.parametrize("name", ["hip_nano", "hip_micro", "io_mini"])
+@pytest.mark.parametrize("name", ["hip_nano", "hip_micro", "io_mini", "perceiver_tiny"])
 def test_attention_reaches_all_tokens_and_sums_to_one_at_most(options, tmp_path, shards, name):
     from pipeline.evaluate.attention import encoder_attention, token_attention
     from pipeline.evaluate.session import open_session
