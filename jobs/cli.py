@@ -20,6 +20,7 @@ from pipeline.config import compose_config, load_options
 from pipeline.config.build import known_keys
 from pipeline.config.compose import chosen_groups, group_choices
 from pipeline.errors import HipError, UserError
+from pipeline.interrupts import terminate_as_interrupt
 from pipeline.logs import set_up_logs
 from pipeline.storage import explain_os_error, redact
 
@@ -44,7 +45,8 @@ def verb(name: str, options_class: type[Options], run: Callable[[Options], None]
 def guarded(action: Callable[[], None]) -> int:
     """Run ``action``; a failure becomes one message and its exit code (``HIP_DEBUG=1``: with traceback)."""
     try:
-        action()
+        with terminate_as_interrupt():
+            action()
         sys.stdout.flush()
     except KeyboardInterrupt:
         print("stopped; run the same command again to go on", file=sys.stderr)

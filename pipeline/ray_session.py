@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pipeline.errors import InfrastructureError, UserError
+from pipeline.interrupts import terminate_unchanged
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,8 @@ def ray_session(options: RayOptions | None = None) -> Iterator[None]:
         yield
         return
     options = options or RayOptions()
-    folder = _start(options)
+    with terminate_unchanged():
+        folder = _start(options)
     try:
         yield
     finally:

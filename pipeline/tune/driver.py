@@ -5,13 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import os
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from types import FrameType
 from typing import Any
 
 import ray
@@ -21,6 +16,7 @@ from ray.tune.result_grid import ResultGrid
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, PopulationBasedTraining, TrialScheduler
 
 from pipeline.errors import UserError
+from pipeline.interrupts import terminate_as_interrupt
 from pipeline.storage import join
 from pipeline.tracking.options import resolve_uri
 from pipeline.train.options import ScaleOptions
@@ -63,7 +59,7 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     setup = _setup(prepared, parent_run_id)
     trainable = tune.with_resources(tune.with_parameters(Trial, setup=setup), trial_resources(options.scale))
     location = join(prepared.folder, ray_folder(options.search.trials))
-    with _terminate_as_interrupt():
+    with terminate_as_interrupt():  # Ray Tune saves its state on SIGINT only
         if tune.Tuner.can_restore(location):
             logger.info("going on with search %s", prepared.name)
             return tune.Tuner.restore(location, trainable, resume_unfinished=True, restart_errored=True).fit()
@@ -207,20 +203,3 @@ def build_scheduler(prepared: PreparedSearch) -> TrialScheduler:
 def _trial_name(trial: Any) -> str:
     candidate = (trial.config or {}).get("candidate")
     return f"trial_{candidate['index']:03d}" if candidate else str(trial.trial_id)
-
-
-@contextmanager
-def _terminate_as_interrupt() -> Iterator[None]:
-    """Ray Tune saves its state on SIGINT only; a SIGTERM (a preempted node, a cancelled job) shall do the same."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, handle)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

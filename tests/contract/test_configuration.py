@@ -164,3 +164,27 @@ def test_a_reader_that_has_gone_is_no_fault(arguments: list[str]) -> None:
     assert process.stderr is not None
     assert "BrokenPipe" not in process.stderr.read()
     assert process.wait(timeout=60) == 1
+
+
+@pytest.mark.parametrize("opened", ["nullcontext()", pytest.param("ray_session()", marks=pytest.mark.integration)])
+def test_a_terminated_command_closes_what_is_open(opened: str) -> None:
+    """Ray sets a handler of its own, which would end the process with 15."""
+    script = f"""
+from contextlib import nullcontext
+import os, signal, sys
+from jobs.cli import guarded
+from pipeline.ray_session import ray_session
+
+def work():
+    with {opened}:
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pause()
+        finally:
+            print("closed")
+
+sys.exit(guarded(work))
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout) == (130, "closed\n"), ended.stderr
+    assert "run the same command again" in ended.stderr
