@@ -204,7 +204,7 @@ def _model(options: PlanOptions, modalities: Sequence[Modality]) -> tuple[ModelC
     try:
         config = model_config(options.model.name)
         config = config.replace(**options.model.overrides) if options.model.overrides else config
-        return config, model_cost(config, modalities, mask=mask_config(options))
+        return config, model_cost(config, modalities, mask=mask_config(options.mask))
     except ConfigError as error:
         raise UserError(f"model={options.model.name} does not fit the data: {error}") from error
 

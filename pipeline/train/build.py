@@ -24,7 +24,7 @@ from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
 from pipeline.train.checkpoint_files import AVERAGE
-from pipeline.train.options import PretrainOptions, ScaleOptions
+from pipeline.train.options import MaskOptions, PretrainOptions, ScaleOptions
 
 TRAIN, VALIDATION = "train", "validation"
 
@@ -50,10 +50,11 @@ def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAut
         torch.manual_seed(derive_seed(options.seed, "weights"))
         try:
             model: Any = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
-            mask = mask_config(options)
-            if mask.policy != "attention":  # draw one, for some policies fit some modalities only
-                sample_selection(mask, model.modalities, model.group_plan(), torch.zeros(1, dtype=torch.int64))
-            return MaskedAutoencoder(model, mask, loss_config(options), normalisation_of(manifest))
+            for mask in (options.mask, options.validation.mask):
+                if mask is not None and mask.policy != "attention":  # draw one: some policies fit some modalities only
+                    seeds = torch.zeros(1, dtype=torch.int64)
+                    sample_selection(mask_config(mask), model.modalities, model.group_plan(), seeds)
+            return MaskedAutoencoder(model, mask_config(options.mask), loss_config(options), normalisation_of(manifest))
         except ConfigError as error:
             raise UserError(f"model={options.model.name} does not fit {options.shards}: {error}") from error
 
@@ -69,9 +70,9 @@ def modalities_of(manifest: Manifest) -> list[Modality]:
     return [spec.to_modality() for spec in manifest.modalities]
 
 
-def mask_config(options: PretrainOptions) -> MaskConfig:
-    """The model's form of ``mask``."""
-    return MaskConfig(options.mask.policy, options.mask.ratio, options.mask.per_modality)
+def mask_config(mask: MaskOptions) -> MaskConfig:
+    """The model's form of a mask."""
+    return MaskConfig(mask.policy, mask.ratio, mask.per_modality)
 
 
 def loss_config(options: PretrainOptions) -> LossConfig:
@@ -93,7 +94,7 @@ def is_complete_data(manifest: Manifest) -> bool:
 
 def flops_per_example(model: Any, options: PretrainOptions) -> float:
     """Forward matrix-product FLOPs of one masked example."""
-    return float(forward_flops(model.config, model.modalities, mask_config(options)))
+    return float(forward_flops(model.config, model.modalities, mask_config(options.mask)))
 
 
 def compile_blocks(model: Any) -> None:

@@ -253,6 +253,7 @@ class ValidationOptions:
 
     every_steps: int = 500  # 0 = never
     examples: int = 256  # the first ones of the validation split; a fixed mask each
+    mask: MaskOptions | None = None  # none: the training's; given, runs that were masked differently can be compared
 
     def __post_init__(self) -> None:
         at_least("validation.every_steps", self.every_steps, 0)

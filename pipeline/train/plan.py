@@ -86,7 +86,7 @@ def _activation_bytes(model: Any, options: PretrainOptions, workers: int) -> int
     """What one micro-batch keeps for its backward pass, without recomputation."""
     size = options.batch.per_worker_size or -(-options.batch.global_size // workers)
     bytes_per_value = 4 if options.engine.precision == "fp32" else 2
-    return size * activation_bytes(model.config, model.modalities, mask_config(options), bytes_per_value)
+    return size * activation_bytes(model.config, model.modalities, mask_config(options.mask), bytes_per_value)
 
 
 def describe(planned: Plan) -> str:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -14,7 +16,9 @@ import torch.distributed as distributed
 from hip_model.masking import mask_seeds
 from pipeline.ingest.order import rank_slice
 from pipeline.shards.reader import Batch, ShardReader
+from pipeline.train.build import mask_config
 from pipeline.train.hooks import Hook
+from pipeline.train.options import MaskOptions
 
 if TYPE_CHECKING:
     from pipeline.train.loop import Trainer
@@ -50,7 +54,7 @@ class Validation(Hook):
         sums = torch.zeros(len(trainer.modalities), 3, dtype=torch.float64, device=trainer.engine.device)
         module = trainer.engine.whole_module()
         module.eval()
-        with torch.no_grad():
+        with torch.no_grad(), _masked_by(module, trainer.options.validation.mask):
             for first in range(start, start + mine, size):
                 sums += self._batch(
                     trainer, module, self.reader.read(np.arange(first, min(first + size, start + mine)))
@@ -87,6 +91,17 @@ class Validation(Hook):
             pair = torch.stack([output.per_modality_loss[name].double(), output.psnr[name].double()])
             rows.append(torch.cat([pair * here if here else torch.zeros_like(pair), pair.new_full((1,), here)]))
         return torch.stack(rows)
+
+
+@contextmanager
+def _masked_by(autoencoder: Any, mask: MaskOptions | None) -> Iterator[None]:
+    """Validation's own mask, where it has one, for the time of the block."""
+    before = autoencoder.mask
+    autoencoder.mask = before if mask is None else mask_config(mask)
+    try:
+        yield
+    finally:
+        autoencoder.mask = before
 
 
 def summarise(modalities: tuple[str, ...], sums: list[list[float]], weights: dict[str, float]) -> dict[str, float]:

@@ -12,10 +12,10 @@ from hip_model.budget import BudgetError, SolvedGeometry, solve_budget
 from hip_model.config import HiPConfig
 from hip_model.errors import ConfigError
 from hip_model.geometry import GeometryDials, named_dials
-from hip_model.masking import MaskConfig
 from hip_model.modality import Modality
 from hip_model.variants import ModelConfig, model_config
 from pipeline.errors import UserError
+from pipeline.train.build import mask_config
 from pipeline.train.options import ModelOptions, PretrainOptions
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.space import Space, dials_of, with_option
@@ -135,7 +135,7 @@ class CandidateFactory:
         if self._options.search.budget == "step_time":
             assert self._step_timer is not None
             return self._step_timer(config, options)
-        cost = model_cost(config, self._modalities, mask=mask_of(options))
+        cost = model_cost(config, self._modalities, mask=mask_config(options.mask))
         return float(cost.parameters if self._options.search.budget == "parameters" else cost.training_flops)
 
     def _with_geometry(self, candidate: Candidate, options: PretrainOptions) -> Candidate:
@@ -185,7 +185,7 @@ class CandidateFactory:
         tolerance = self._options.search.budget_tolerance
 
         def flops(config: HiPConfig) -> float:
-            return float(model_cost(config, self._modalities, mask=mask_of(options)).training_flops)
+            return float(model_cost(config, self._modalities, mask=mask_config(options.mask)).training_flops)
 
         def measured(dials: GeometryDials, config: HiPConfig) -> SolvedGeometry:
             return SolvedGeometry(dials, config, self._cost(config, options))
@@ -213,7 +213,7 @@ class CandidateFactory:
         )
 
     def _costs(self, config: ModelConfig, options: PretrainOptions, solved: float | None) -> Costs:
-        cost = model_cost(config, self._modalities, mask=mask_of(options))
+        cost = model_cost(config, self._modalities, mask=mask_config(options.mask))
         seconds = solved if self._options.search.budget == "step_time" else None
         memory = memory_bytes(config, self._modalities, options)
         return Costs(cost.parameters, cost.training_flops, memory, seconds)
@@ -257,14 +257,9 @@ def memory_bytes(config: ModelConfig, modalities: Sequence[Modality], options: P
     stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
     share = -(-options.batch.global_size // workers)
     examples = min(share, options.batch.per_worker_size or share)
-    per_example = activation_bytes(config, modalities, mask_of(options), 2 if mixed else 4)
+    per_example = activation_bytes(config, modalities, mask_config(options.mask), 2 if mixed else 4)
     parameters = model_cost(config, modalities).parameters
     return optimizer_bytes(parameters, mixed, stage, workers) + examples * per_example
-
-
-def mask_of(options: PretrainOptions) -> MaskConfig:
-    """The model's mask for training options."""
-    return MaskConfig(options.mask.policy, options.mask.ratio, options.mask.per_modality)
 
 
 def plain_pretrain_options(options: PretrainOptions) -> PretrainOptions:

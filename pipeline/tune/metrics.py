@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from dataclasses import replace
+
 from pipeline.errors import UserError, nearest
 from pipeline.shards.manifest import Manifest
 from pipeline.train.build import VALIDATION
 from pipeline.tune.options import TuneOptions
+from pipeline.tune.space import Space
+
+logger = logging.getLogger(__name__)
 
 # What training measures of itself at every interval, whatever the data.
 _OF_EVERY_RUN = (
@@ -21,6 +27,25 @@ def reported_metrics(options: TuneOptions, manifest: Manifest) -> list[str]:
     validates = options.validation.every_steps > 0 and manifest.splits.get(VALIDATION, 0) > 0
     of_validation = [f"validation/{name}" for name in ("loss", *of_data)] if validates else []
     return [*_OF_EVERY_RUN, *of_data, *of_validation]
+
+
+def judged_alike(options: TuneOptions, space: Space) -> TuneOptions:
+    """The same search, in which candidates that are masked differently are validated under one mask, the command's.
+
+    What remains unlike is said: an easier task has a lower loss.
+    """
+    unlike = [key for key in space.domains if key.partition(".")[0] in ("mask", "loss")]
+    masks = [key for key in unlike if key.startswith("mask.")]
+    if masks and options.validation.mask is None:
+        options = replace(options, validation=replace(options.validation, mask=options.mask))
+    metric = options.search.metric
+    if metric.startswith("validation/"):
+        unlike = [key for key in unlike if key not in masks]
+    if unlike and metric.removeprefix("validation/").partition("/")[0] in ("loss", "psnr_db"):
+        way_out = "search.metric=validation/loss holds all to one mask" if masks else "compare them by hip evaluate"
+        what = f"candidates differ in {', '.join(unlike)}, which changes what search.metric={metric} measures"
+        logger.warning("%s: an easier task has a lower loss; %s", what, way_out)
+    return options
 
 
 def check_metric(options: TuneOptions, manifest: Manifest) -> None:

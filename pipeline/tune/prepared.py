@@ -27,7 +27,7 @@ from pipeline.tune.candidates import (
     training_options,
 )
 from pipeline.tune.datasets import compared_datasets, with_absolute_datasets
-from pipeline.tune.metrics import check_metric
+from pipeline.tune.metrics import check_metric, judged_alike
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.sampling import new_study
 from pipeline.tune.space import Space, build_space
@@ -178,6 +178,7 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
         )
     check_metric(options, manifest)
     space = with_absolute_datasets(build_space(options.search, plain_pretrain_options(options)))
+    options = judged_alike(options, space)
     datasets = compared_datasets(space, manifest)
     if options.search.algorithm == "grid":
         space.grid_size()

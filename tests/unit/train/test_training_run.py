@@ -29,6 +29,7 @@ from pipeline.train.options import (
     DurationOptions,
     EngineOptions,
     GuardOptions,
+    MaskOptions,
     ModelOptions,
     OptimOptions,
     PretrainOptions,
@@ -322,6 +323,24 @@ def test_a_password_in_a_uri_is_nowhere_in_the_run_folder(make_options: Make, tm
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert {"run.json", "config.json", "trainer_state.json"} <= {path.name for path in files}
     assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+
+
+def test_runs_that_were_masked_differently_are_validated_alike(make_options: Make) -> None:
+    def validated(name: str, ratio: float, mask: MaskOptions | None) -> float:
+        return run_pretraining(
+            make_options(
+                run=RunOptions(name),
+                optim=OptimOptions(learning_rate=0.0),
+                mask=MaskOptions(ratio=ratio),
+                validation=ValidationOptions(every_steps=4, examples=4, mask=mask),
+            )
+        ).metrics["validation/loss"]
+
+    usual = validated("usual", 0.85, None)
+    assert validated("held", 0.5, MaskOptions(ratio=0.85)) == usual
+    assert validated("other", 0.5, None) != usual
+    with pytest.raises(UserError, match="mask policy 'tube' needs"):
+        validated("tube", 0.5, MaskOptions(policy="tube"))
 
 
 _SMALL_IO = {"num_latents": 16, "num_channels": 32, "num_self_attention_layers": 1, "num_self_attention_heads": 2}

@@ -17,8 +17,9 @@ from hip_model.modality import Modality
 from hip_model.variants import model_config
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
+from pipeline.train.build import mask_config
 from pipeline.train.options import BatchOptions, DurationOptions, ModelOptions
-from pipeline.tune.candidates import GIB, Candidate, CandidateFactory, mask_of, training_options
+from pipeline.tune.candidates import GIB, Candidate, CandidateFactory, training_options
 from pipeline.tune.options import SearchOptions, TuneOptions
 from pipeline.tune.prepared import prepare
 from pipeline.tune.searcher import CandidateLog, CandidateSearcher, more_to_come
@@ -61,13 +62,13 @@ def searcher(chosen: TuneOptions, folder: Path) -> CandidateSearcher:
 def test_candidates_cost_what_the_model_costs(budget: str, tmp_path: Path) -> None:
     chosen = options(budget=budget)
     target = factory(chosen).target
-    expected = model_cost(model_config("hip_nano"), IMAGE, mask=mask_of(chosen))
+    expected = model_cost(model_config("hip_nano"), IMAGE, mask=mask_config(chosen.mask))
     assert target == (expected.parameters if budget == "parameters" else expected.training_flops)
     found = searcher(chosen, tmp_path)
     for number in range(4):
         candidate = Candidate.from_dict(found.suggest(f"ray{number}")["candidate"])
         config = HiPConfig.from_dict(candidate.overrides)
-        cost = model_cost(config, IMAGE, mask=mask_of(chosen))
+        cost = model_cost(config, IMAGE, mask=mask_config(chosen.mask))
         assert (cost.parameters if budget == "parameters" else cost.training_flops) == pytest.approx(target, rel=0.03)
         assert candidate.costs is not None
         assert candidate.costs.parameters == count_parameters(config, IMAGE)

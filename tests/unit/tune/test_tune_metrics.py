@@ -15,6 +15,7 @@ from pipeline.train.options import ValidationOptions
 from pipeline.tune.memory import is_out_of_memory, tells_of_memory
 from pipeline.tune.metrics import check_metric, reported_metrics
 from pipeline.tune.options import SearchOptions, TuneOptions
+from pipeline.tune.prepared import prepare
 
 
 def options(shards: str, metric: str, validation_every: int = 5) -> TuneOptions:
@@ -51,6 +52,26 @@ def test_every_reported_metric_is_accepted(tmp_path: Path) -> None:
     assert {"loss", "loss/image", "psnr_db/audio", "validation/loss", "validation/psnr_db/image"} <= set(names)
     for name in names:
         check_metric(replace(chosen, search=replace(chosen.search, metric=name)), manifest)
+
+
+@pytest.mark.parametrize(
+    ("varied", "metric", "warned"),
+    [
+        ("mask.ratio", "loss", "search.metric=validation/loss holds all to one mask"),
+        ("mask.ratio", "validation/loss", ""),
+        ("loss.on", "validation/loss/image", "candidates differ in loss.on"),
+        ("optim.learning_rate", "loss", ""),
+    ],
+)
+def test_candidates_are_judged_under_one_mask(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, varied: str, metric: str, warned: str
+) -> None:
+    shards = write_dataset(tmp_path / "shards")
+    values = {"mask.ratio": [0.5, 0.9], "loss.on": ["masked", "all"], "optim.learning_rate": [0.1, 0.2]}
+    search = SearchOptions(metric=metric, options={varied: values[varied]})
+    found = prepare(replace(options(shards, metric), search=search), Manifest.load(shards)).options
+    assert found.validation.mask == (found.mask if varied == "mask.ratio" else None)
+    assert (warned in caplog.text) if warned else not caplog.text
 
 
 def test_a_lack_of_memory_is_told_from_other_failures() -> None:
