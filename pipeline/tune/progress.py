@@ -57,6 +57,8 @@ class Progress(Callback):
         """A trial came to its end or was stopped."""
         result = trial.last_result or {}
         told = result.get("status", "training")
+        if told == "training" and result.get("step") == self._steps_of(trial):
+            told = FINISHED  # the scheduler stops it where it would have ended
         how = {"training": "is stopped early", FINISHED: "is done"}.get(told, f"ends as {told.replace('_', ' ')}")
         reason = f" ({result['reason']})" if result.get("reason") and told not in (FINISHED, STOPPED) else ""
         self._say(trials, f"{trial} {how} at step {self._step(trial, result)}: {self._value(result)}{reason}", ended=1)
@@ -99,8 +101,10 @@ class Progress(Callback):
         return TrialResult(_candidate(trial), last.get("status", UNFINISHED), last.get(self._metric, math.nan))
 
     def _step(self, trial: Any, result: dict[str, Any]) -> str:
-        own = _candidate(trial).settings.get("duration.steps")
-        return f"{result.get('step', '?')}/{own or self._total_steps}"
+        return f"{result.get('step', '?')}/{self._steps_of(trial)}"
+
+    def _steps_of(self, trial: Any) -> int:
+        return int(_candidate(trial).settings.get("duration.steps") or self._total_steps)
 
     def _value(self, result: dict[str, Any]) -> str:
         name = self._metric if self._metric in result else "loss"  # a metric of the end, until then

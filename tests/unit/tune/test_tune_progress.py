@@ -22,6 +22,17 @@ def trial(index: int) -> Trial:
     return Trial(config={"candidate": candidate}, last_result={}, status="RUNNING")
 
 
+def test_a_trial_that_is_stopped_at_its_last_step_is_done(caplog):
+    caplog.set_level(logging.INFO)
+    progress, trials = Progress(2, "loss", "min", 100), [trial(0), trial(1)]
+    progress.setup()
+    for who, step in zip(trials, (100, 40), strict=True):
+        who.last_result = {"step": step, "loss": 0.5, "status": "training"}
+        progress.on_trial_complete(step, trials, who)
+    assert "trial_000 is done at step 100/100" in caplog.messages[0]
+    assert "trial_001 is stopped early at step 40/100" in caplog.messages[1]
+
+
 def test_the_best_so_far_is_chosen_as_the_report_chooses_it(caplog):
     caplog.set_level(logging.INFO)
     progress = Progress(2, "loss", "min", 100)
