@@ -18,20 +18,23 @@ from pipeline.evaluate.loaded import weights_digest
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state
 from pipeline.train.plan import code_version
-from pipeline.train.resume import RunRecord, flatten
+from pipeline.train.resume import RunRecord, flatten, without_keys
 
 logger = logging.getLogger(__name__)
 
-# What may differ between a run and its continuation: where and how fast, not what.
-_FREE = ("resume", "shards", "storage", "tracking", "trainer", "checkpoint", "interval", "metrics_every_steps", "run")
+# What may differ between a run and its continuation: where, how fast and how long, not what.
+_FREE = (
+    "resume", "shards", "storage", "tracking", "trainer.device", "trainer.threads", "checkpoint", "interval",
+    "metrics_every_steps", "run", "duration",
+)  # fmt: skip
 
 
 def defining(options: FinetuneOptions) -> dict[str, Any]:
     """The options that decide what a run computes, by dotted name, as JSON values; ``init`` by its content."""
-    values = {key: value for key, value in asdict(options).items() if key not in _FREE}
+    values = asdict(options)
     if options.init is not None:
         values["init"] = f"weights {weights_digest(storage.local_path(options.init))}"
-    return flatten(json.loads(json.dumps(values, default=str)))
+    return without_keys(flatten(json.loads(json.dumps(values, default=str))), _FREE)
 
 
 def run_name(options: FinetuneOptions, manifest: Manifest) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 import uuid
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -93,12 +94,12 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def defining(values: dict[str, Any]) -> dict[str, Any]:
     """The options that decide what a run computes, by dotted name."""
-    flat = flatten(values)
-    return {
-        key: value
-        for key, value in flat.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-    }
+    return without_keys(flatten(values), MAY_CHANGE)
+
+
+def without_keys(flat: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Dotted keys but for those that are named or lie below a name."""
+    return {key: flat[key] for key in flat if not any(key == name or key.startswith(f"{name}.") for name in names)}
 
 
 def config_hash(values: dict[str, Any]) -> str:

@@ -16,7 +16,7 @@ from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path, redact
 from pipeline.train.build import TRAIN, modalities_of
-from pipeline.train.resume import flatten
+from pipeline.train.resume import flatten, without_keys
 from pipeline.tune.candidates import (
     GIB,
     UNITS,
@@ -190,12 +190,7 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
 
 
 def _describe(options: TuneOptions, space: Space, fingerprints: list[str]) -> dict[str, Any]:
-    flat = flatten(json.loads(json.dumps(asdict(options), default=str)))
-    kept = {
-        key: value
-        for key, value in flat.items()
-        if not any(key == name or key.startswith(f"{name}.") for name in _MAY_CHANGE)
-    }
+    kept = without_keys(flatten(json.loads(json.dumps(asdict(options), default=str))), _MAY_CHANGE)
     return {**kept, "space": space.describe(), "fingerprint": ", ".join(fingerprints)}
 
 

@@ -17,7 +17,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate import finetune_loop as module
 from pipeline.evaluate.augment import AugmentOptions
 from pipeline.evaluate.finetune import finetune
-from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.evaluate.finetune_options import FinetuneOptions, TrainerOptions
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions
 from pipeline.storage import exists, join, read_bytes
@@ -29,6 +29,7 @@ from pipeline.train.options import (
     ModelOptions,
     OptimOptions,
     RunOptions,
+    ScheduleOptions,
 )
 
 
@@ -175,6 +176,21 @@ def test_same_name_with_other_settings_is_refused_with_the_difference(settings):
         finetune(settings(duration=DurationOptions(steps=2), resume="never"))
     with pytest.raises(UserError, match="resume=must"):
         finetune(settings(run=RunOptions(name="fresh"), resume="must"))
+
+
+def test_a_run_can_be_made_longer_but_not_trained_otherwise(settings):
+    schedule = ScheduleOptions(kind="constant", warmup_share=0.0)
+    short, long = DurationOptions(steps=2), DurationOptions(steps=5)
+    whole = finetune(settings(run=RunOptions(name="whole"), schedule=schedule, duration=long))
+    finetune(settings(schedule=schedule, duration=short))
+    for trainer in (TrainerOptions(precision="bf16"), TrainerOptions(gradient_clip=0.1)):
+        with pytest.raises(UserError, match=r"trainer\.\w+: \S+ then, \S+ now"):
+            finetune(settings(schedule=schedule, duration=long, trainer=trainer))
+    longer = finetune(settings(schedule=schedule, duration=long))
+    assert longer.losses == whole.losses[2:]
+    ends, expected = _weights(longer), _weights(whole)
+    assert ends.keys() == expected.keys()
+    assert all(torch.equal(ends[name], expected[name]) for name in expected)
 
 
 def test_the_start_is_known_by_its_weights_wherever_they_are(settings, model_folder, tmp_path):
