@@ -15,7 +15,10 @@ from pipeline.train.options import OptimOptions
 _TABLE_NAME = re.compile(r"(^|\.)(positions|latents)\.")
 _POSITION_NAME = re.compile(r"(^|\.)positions\.")
 _BLOCK_NAME = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_INPUT_NAME = re.compile(r"(^|\.)(embed|positions|position_projections)\.")
+# A Perceiver has one block, or none: there the layers of its self-attention count, after the look at the inputs.
+_LAYER_NAME = re.compile(r"(?:^|\.)self_attention\.(\d+)\.")
+_ENTRY_NAME = re.compile(r"(^|\.)(latents|(first_|shared_)?cross_attention)\.")
+_INPUT_NAME = re.compile(r"(^|\.)(embed|positions|position_projections|modality_vectors)\.")
 
 
 def is_position_table(name: str) -> bool:
@@ -29,24 +32,21 @@ def decays(name: str, parameter: Tensor) -> bool:
 
 
 def parameter_groups(
-    named_parameters: Iterable[tuple[str, nn.Parameter]],
-    options: OptimOptions,
-    depth_of: Callable[[str], int] | None = None,
+    named_parameters: Iterable[tuple[str, nn.Parameter]], options: OptimOptions
 ) -> list[dict[str, Any]]:
     """Optimizer groups, each with ``weight_decay``, ``lr_scale`` and the ``names`` of its parameters.
 
     With ``layer_decay`` below 1 a parameter learns slower the more blocks lie between it and the output (Clark et al.
-    2020); ``depth_of(name)`` counts them, by default from the names of a model's blocks.
+    2020), as the names tell.
     """
     named = list(named_parameters)
     depths = depths_below_output([name for name, _ in named])
-    depth_of = depth_of or depths.__getitem__
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for name, parameter in named:
         if not parameter.requires_grad:
             continue
         scale = options.position_learning_rate_scale if is_position_table(name) else 1.0
-        scale *= options.layer_decay ** depth_of(name)
+        scale *= options.layer_decay ** depths[name]
         weight_decay = options.weight_decay if decays(name, parameter) else 0.0
         group = groups.setdefault(
             (weight_decay, scale), {"params": [], "names": [], "weight_decay": weight_decay, "lr_scale": scale}
@@ -57,8 +57,11 @@ def parameter_groups(
 
 
 def depths_below_output(names: Sequence[str]) -> dict[str, int]:
-    """Blocks between each parameter and the output: 0 for heads, most for embeddings and positions."""
+    """Blocks between each parameter and the output, for a Perceiver layers: 0 for heads, most for embeddings."""
     blocks = {name: int(found[1]) for name in names if (found := _BLOCK_NAME.search(name))}
+    if not blocks:
+        blocks = {name: int(found[1]) + 1 for name in names if (found := _LAYER_NAME.search(name))}
+        blocks |= {name: 0 for name in names if blocks and _ENTRY_NAME.search(name)}
     count = max(blocks.values(), default=-1) + 1
     first = {name: count + 1 for name in names if _INPUT_NAME.search(name)}
     return {name: count - blocks[name] if name in blocks else first.get(name, 0) for name in names}

@@ -42,6 +42,21 @@ def test_position_tables_and_deep_blocks_get_their_own_rates(named_parameters: d
     assert rate["model.positions.image.weight"] == pytest.approx(0.5 / 16)
 
 
+@pytest.mark.parametrize(
+    ("model", "block", "layers", "cross"),
+    [("io_mini", "block.", 2, "cross_attention"), ("perceiver_tiny", "", 2, "shared_cross_attention")],
+)
+def test_layers_of_perceivers_count_as_blocks_do(model: str, block: str, layers: int, cross: str) -> None:
+    named = MaskedAutoencoder(build_model(model, [Modality(n, 64, 3, (8, 8)) for n in "ab"])).named_parameters()
+    groups = parameter_groups(named, OptimOptions(layer_decay=0.5))
+    rate = {name.removeprefix("model."): group["lr_scale"] for group in groups for name in group["names"]}
+    assert rate["unembed.a.weight"] == rate["head.query.weight"] == 1.0
+    for layer in range(layers):
+        assert rate[f"{block}self_attention.{layer}.query.weight"] == 0.5 ** (layers - layer)
+    assert rate[f"{block}{cross}.query.weight"] == rate[f"{block}latents.weight"] == 0.5 ** (layers + 1)
+    assert rate["embed.a.weight" if block else "modality_vectors.a.weight"] == 0.5 ** (layers + 2)
+
+
 def test_lamb_moves_each_tensor_in_proportion_to_its_norm() -> None:
     weights = [nn.Parameter(torch.full((4,), size)) for size in (1.0, 100.0)]
     optimizer = Lamb(parameter_groups(zip("ab", weights, strict=True), OptimOptions(kind="lamb", weight_decay=0)))
