@@ -11,10 +11,10 @@ from hip_model.autoencoder import MaskedAutoencoder, Reconstruction
 from hip_model.masking import MaskConfig
 from hip_model.modality import Modality
 from pipeline.evaluate.attention import attention_pictures
-from pipeline.evaluate.figures import Picture, canvas, png
+from pipeline.evaluate.figures import Picture, png
 from pipeline.evaluate.reconstruct import reconstruct_batch
 from pipeline.evaluate.session import Session
-from pipeline.train.figures import in_shape, position_maps, reconstruction_grid, sound_pairs
+from pipeline.train.figures import has_places, in_shape, position_maps, reconstruction_figure
 
 
 def example_pictures(session: Session) -> list[Picture]:
@@ -30,40 +30,32 @@ def example_pictures(session: Session) -> list[Picture]:
     for modality in session.loaded.model.modalities:
         rows = np.flatnonzero(batch.present[modality.name])
         if len(rows):
-            pictures.append(reconstruction_picture(modality, answer, rows, ratio))
+            pictures += reconstruction_picture(modality, answer, rows, ratio)
     pictures += attention_pictures(session, batch, min(2, options.figures.examples))
     positions = (position_picture(session.loaded.model, modality) for modality in session.loaded.model.modalities)
     return pictures + [picture for picture in positions if picture is not None]
 
 
-def reconstruction_picture(modality: Modality, answer: Reconstruction, rows: np.ndarray, ratio: float) -> Picture:
-    """Input, what the model saw, and what it answered, one example a line, in raw units."""
+def reconstruction_picture(modality: Modality, answer: Reconstruction, rows: np.ndarray, ratio: float) -> list[Picture]:
+    """Input, what the model saw, and what it answered, one example a line, in raw units; none where nothing fits."""
     name = modality.name
     raw, made = (values[name].float().cpu().numpy()[rows] for values in (answer.raw, answer.reconstruction))
     visible = answer.visible[name].cpu().numpy()[rows]
-    axes = len(modality.shape or ())
-    if axes >= 2 and modality.num_channels in (1, 3) and modality.token_order != "kd":
-        peak = 255.0 if answer.raw[name].dtype == torch.uint8 else float(np.abs(raw).max()) or 1.0
-        figure = reconstruction_grid(modality, raw, visible, made, peak)
-    elif axes == 1 and modality.num_channels == 1:
-        figure = sound_pairs(modality, raw, visible, made)
-    else:
-        figure = _points(raw, visible, made)
-    return Picture(f"reconstruction_{name}", f"Reconstruction of {name}, {ratio:.0%} hidden", png(figure))
+    peak = 255.0 if answer.raw[name].dtype == torch.uint8 else float(np.abs(raw).max()) or 1.0
+    figure = reconstruction_figure(modality, raw, visible, made, peak)
+    if figure is None:
+        return []
+    return [Picture(f"reconstruction_{name}", f"Reconstruction of {name}, {ratio:.0%} hidden", png(figure))]
 
 
 def position_picture(model: Any, modality: Modality) -> Picture | None:
     """A position table as the paper shows it; none where places have no fixed order (points)."""
-    if (
-        modality.token_order == "kd"
-        or modality.shape is None
-        or (len(modality.shape) == 1 and modality.num_channels > 2)
-    ):
+    if not has_places(modality):
         return None
     with torch.no_grad():
         code = model.position_code(modality.name).float().cpu().numpy()
     caption = ""
-    if len(modality.shape) >= 2:
+    if len(modality.shape or ()) >= 2:
         grid = in_shape(code, modality)
         near, chance = neighbour_score(grid if grid.ndim == 3 else grid[len(grid) // 2])
         caption = f"The most similar other place touches this one for {near:.1%} of places (by chance {chance:.1%})."
@@ -85,16 +77,3 @@ def neighbour_score(grid: np.ndarray, limit: int = 1024) -> tuple[float, float]:
     nearest = similarity.argmax(1)
     apart = np.maximum(abs(nearest // width - asked // width), abs(nearest % width - asked % width))
     return float((apart <= 1).mean()), min(1.0, 8 / (len(flat) - 1))
-
-
-def _points(raw: np.ndarray, visible: np.ndarray, made: np.ndarray) -> Any:
-    """Clouds [B, T, 3] of input, visible points and reconstruction."""
-    figure = canvas(7.5, 2.4 * len(raw))
-    for index, (before, seen, after) in enumerate(zip(raw, visible, made, strict=True)):
-        columns = ((before, "input"), (before[seen], "visible"), (after, "reconstruction"))
-        for column, (points, text) in enumerate(columns):
-            axes: Any = figure.add_subplot(len(raw), 3, 3 * index + column + 1, projection="3d")
-            axes.scatter(*points[:, :3].T, s=2)
-            axes.set_axis_off()
-            axes.set_title(text, fontsize=8)
-    return figure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,8 @@ import numpy as np
 import torch
 
 from hip_model.masking import mask_seeds
-from hip_model.modality import Modality
 from pipeline.shards.reader import ShardReader
-from pipeline.train.figures import position_maps, reconstruction_grid, sound_pairs
+from pipeline.train.figures import has_places, position_maps, reconstruction_figure
 from pipeline.train.hooks import Hook
 from pipeline.train.levels import gradient_norms, latent_norms
 
@@ -88,11 +87,12 @@ class Figures(Hook):
             name = modality.name
             peak = _PEAKS.get(str(batch.arrays[name].dtype)) or float(np.abs(batch.arrays[name]).max()) or 1.0
             here = batch.present[name]
-            arrays = [_host(part[name])[here] for part in (shown.raw, shown.visible, shown.reconstruction)]
-            picture = reconstruction_picture(modality, arrays, peak) if here.any() else None
+            raw, seen, said = (_host(part[name])[here] for part in (shown.raw, shown.visible, shown.reconstruction))
+            picture = reconstruction_figure(modality, raw, seen, said, peak) if here.any() else None
             if picture is not None:
                 pictures[f"reconstruction_{name}"] = picture
-            pictures[f"positions_{name}"] = position_maps(modality, _host(module.model.position_code(name)))
+            if has_places(modality):
+                pictures[f"positions_{name}"] = position_maps(modality, _host(module.model.position_code(name)))
         trainer.tracker.log_metrics(latent_norms(latents), trainer.state.step)
         with tempfile.TemporaryDirectory() as folder:
             for name, figure in pictures.items():
@@ -111,17 +111,6 @@ def choose_rows(present: Mapping[str, np.ndarray], count: int) -> np.ndarray:
 def spaced(rows: np.ndarray, count: int) -> np.ndarray:
     """``count`` of ``rows``, evenly from first to last; all if there are fewer."""
     return rows if len(rows) <= count else rows[np.linspace(0, len(rows) - 1, count).astype(np.int64)]
-
-
-def reconstruction_picture(modality: Modality, arrays: Sequence[np.ndarray], peak: float) -> Any | None:
-    """The kind of picture that fits a modality, of raw values, visible flags and answers; none for point clouds."""
-    dimensions = len(modality.shape or ())
-    raw, visible, answer = arrays
-    if dimensions >= 2 and modality.num_channels in (1, 3):
-        return reconstruction_grid(modality, raw, visible, answer, peak)
-    if dimensions == 1 and modality.num_channels == 1:
-        return sound_pairs(modality, raw, visible, answer)
-    return None
 
 
 def _host(values: torch.Tensor) -> np.ndarray:

@@ -10,16 +10,17 @@ from hip_model.modality import Modality
 from hip_model.ordering import inverse, token_order
 
 _HIDDEN_GREY = 0.5
+_TITLES = ("input", "visible", "reconstruction", "visible + reconstruction")
 
 
-def new_figure(rows: int, columns: int, width_inches: float, height_inches: float) -> tuple[Any, Any]:
-    """A grid of axes outside of pyplot's global state: ``(figure, axes [rows, columns])``."""
+def new_figure(rows: int, columns: int, width_inches: float, height_inches: float, **axes: Any) -> tuple[Any, Any]:
+    """A grid of axes outside of pyplot's global state: ``(figure, axes [rows, columns])``; ``axes`` describes each."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width_inches, height_inches), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw=axes)
 
 
 def in_shape(tokens: np.ndarray, modality: Modality) -> np.ndarray:
@@ -29,19 +30,53 @@ def in_shape(tokens: np.ndarray, modality: Modality) -> np.ndarray:
     return np.asarray(tokens)[back].reshape(*shape, tokens.shape[-1])
 
 
+def has_places(modality: Modality) -> bool:
+    """Whether a token's position says where it is, as it does not in a cloud of points."""
+    shape = modality.shape
+    return modality.token_order != "kd" and shape is not None and (len(shape) >= 2 or modality.num_channels <= 2)
+
+
+def reconstruction_figure(
+    modality: Modality, raw: np.ndarray, visible: np.ndarray, answer: np.ndarray, peak: float
+) -> Any | None:
+    """The kind of picture that fits a modality, one row an example; none where nothing does.
+
+    ``raw`` and ``answer`` ``[B, T, C]`` in raw units, ``visible`` ``[B, T]``.
+    """
+    axes, channels = len(modality.shape or ()), modality.num_channels
+    if axes >= 2 and channels in (1, 3):
+        return reconstruction_grid(modality, raw, visible, answer, peak)
+    if axes == 1 and channels <= 2:
+        return sound_pairs(modality, raw, visible, answer)
+    return clouds(raw, visible, answer) if axes == 1 else None
+
+
+def clouds(raw: np.ndarray, visible: np.ndarray, answer: np.ndarray) -> Any:
+    """Clouds of points ``[B, T, 3+]`` seen at an angle, otherwise as ``reconstruction_grid``."""
+    figure, grid = new_figure(len(raw), 4, 8.4, 2.1 * len(raw) + 0.3, projection="3d")
+    for line, tokens, seen, said in zip(grid, raw, visible, answer, strict=True):
+        shown = (tokens, tokens[seen], said, np.where(seen[:, None], tokens, said))
+        low, high = tokens[:, :3].min(axis=0), tokens[:, :3].max(axis=0) + 1e-6
+        for axes, title, points in zip(line, _TITLES, shown, strict=True):
+            axes.scatter(*points[:, :3].T, s=1)
+            axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]), zlim=(low[2], high[2]))
+            axes.set_title(title, fontsize=8)
+            axes.set_axis_off()
+    return figure
+
+
 def reconstruction_grid(
     modality: Modality, raw: np.ndarray, visible: np.ndarray, answer: np.ndarray, peak: float
 ) -> Any:
-    """Input, what the model saw, what it said, and the input with only its hidden part replaced; one row an example.
+    """Input, what the model saw, what it said, and the input with only its hidden part replaced.
 
-    ``raw`` and ``answer`` ``[B, T, C]`` in raw units, ``visible`` ``[B, T]``. Videos show their middle frame.
+    Arguments as for ``reconstruction_figure``. Videos show their middle frame.
     """
-    titles = ("input", "visible", "reconstruction", "visible + reconstruction")
     figure, grid = new_figure(len(raw), 4, 8.4, 2.1 * len(raw) + 0.3)
     for line, tokens, seen, said in zip(grid, raw, visible, answer, strict=True):
         shown = np.where(seen[:, None], tokens, _HIDDEN_GREY * peak)
         merged = np.where(seen[:, None], tokens, said)
-        for axes, title, values in zip(line, titles, (tokens, shown, said, merged), strict=True):
+        for axes, title, values in zip(line, _TITLES, (tokens, shown, said, merged), strict=True):
             axes.imshow(_picture(in_shape(values, modality), peak), interpolation="nearest")
             axes.set_title(title, fontsize=8)
             axes.axis("off")
@@ -56,7 +91,7 @@ def _picture(values: np.ndarray, peak: float) -> np.ndarray:
 
 
 def sound_pairs(modality: Modality, raw: np.ndarray, visible: np.ndarray, answer: np.ndarray) -> Any:
-    """Waveforms over each other and both spectrograms; one row an example. Arguments as for ``reconstruction_grid``."""
+    """Waveforms over each other and both spectrograms, of the first channel; as ``reconstruction_figure``."""
     figure, grid = new_figure(len(raw), 3, 10, 1.9 * len(raw) + 0.3)
     for line, tokens, seen, said in zip(grid, raw, visible, answer, strict=True):
         wave, hidden, back = (in_shape(values, modality)[:, 0] for values in (tokens, ~seen[:, None], said))

@@ -44,6 +44,7 @@ def test_neighbour_score_of_a_smooth_table_is_high_and_of_noise_is_chance():
         Modality("video", 48, 3, (3, 4, 4), "morton"),
         Modality("grey", 16, 1, (4, 4)),
         Modality("audio", 64, 1, (64,)),
+        Modality("stereo", 64, 2, (64,)),
         Modality("points", 20, 3, (20,)),
     ],
     ids=lambda modality: modality.name,
@@ -54,7 +55,7 @@ def test_reconstructions_of_every_kind_are_drawn(modality):
     visible = torch.from_numpy(random.uniform(size=(2, modality.num_tokens)) < 0.5)
     name = modality.name
     answer = Reconstruction({name: raw + 1}, {name: raw}, {name: visible})
-    picture = examples.reconstruction_picture(modality, answer, np.arange(2), 0.5)
+    (picture,) = examples.reconstruction_picture(modality, answer, np.arange(2), 0.5)
     assert picture.png.startswith(PNG)
     assert picture.title == f"Reconstruction of {name}, 50% hidden"
 

@@ -1,10 +1,12 @@
 """Figures show the right pixels, and are logged by a run."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from training_data import POINTS, SOUND, write_dataset
 
 from hip_model.modality import Modality
 from hip_model.ordering import flatten, token_order
@@ -77,6 +79,19 @@ class Kept(Tracker):
 
     def log_metrics(self, values: object, step: int) -> None:
         self.metrics |= dict(values)  # type: ignore[call-overload]
+
+
+def test_clouds_and_stereo_sound_are_drawn_too(
+    make_options: Callable[..., PretrainOptions], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    specs = (replace(SOUND, num_channels=2), replace(POINTS, token_order="kd"))
+    shards = write_dataset(tmp_path / "clouds", train=16, specs=specs)
+    kept = Kept()
+    monkeypatch.setattr(worker, "_open_tracker", lambda job: kept)
+    run_pretraining(make_options(shards=shards, figures=FigureOptions(every_steps=100, examples=2)))
+    names = {name.rsplit("_step_", 1)[0] for name in kept.files}
+    assert names == {"reconstruction_points", "reconstruction_audio", "positions_audio"}  # a cloud's order is no place
+    assert kept.metrics["latents/block_00"] > 0
 
 
 def test_a_run_logs_pictures_and_the_size_of_its_latents(
