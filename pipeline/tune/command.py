@@ -29,7 +29,7 @@ def pretrain_command(options: TuneOptions, best: TrialResult) -> str:
     words += [f"model.overrides.{key}={_hydra(value)}" for key, value in _changed_fields(candidate.overrides).items()]
     kept = {**_chosen(options), **{key: value for key, value in settings.items() if not key.startswith("duration.")}}
     words += [f"{key}={_hydra(value)}" for key, value in kept.items() if key != "shards"]
-    words += ["duration.epochs=100", "duration.steps=null", "duration.examples=null"]
+    words.append("duration.epochs=100")
     return " ".join(shlex.quote(word) for word in words)
 
 
