@@ -48,7 +48,8 @@ def check_labels(labels: list[tuple[int, ...]], label_names: list[str], split: s
     """
     if not any(labels):
         raise UserError(
-            f"split {split!r} has no labels; preprocess media with labels (class folders), or use task=reconstruction"
+            f"split {split!r} has no labels; preprocess media with labels (a folder for each class, or a table with a "
+            "column labels). hip evaluate task=reconstruction needs none"
         )
     highest = max(max(classes) for classes in labels if classes)
     if highest >= len(label_names):
