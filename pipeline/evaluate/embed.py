@@ -16,7 +16,7 @@ from hip_model.selection import TokenSelection
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.evaluate.head import POOLS, pooled_parts
-from pipeline.evaluate.loaded import LoadedModel, weights_digest
+from pipeline.evaluate.loaded import LoadedModel
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.shards.reader import Batch, ShardReader
 
@@ -77,16 +77,18 @@ class Embeddings:
 
 
 def embed(
-    loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, options: EmbedOptions, cache: str
+    loaded: LoadedModel, weights: str, reader: ShardReader, request: EmbedRequest, options: EmbedOptions, cache: str
 ) -> Embeddings:
     """Embed the first ``request.count`` examples of a split; finished pieces under ``cache`` are read, not computed.
+
+    ``weights`` is the digest of the model's.
 
     Raises:
         UserError: the split is empty.
     """
     if request.count == 0:
         raise UserError(f"{request.shards} has no examples in split {request.split!r}")
-    folder = storage.join(cache, request.key(weights_digest(loaded.folder), reader.manifest.fingerprint))
+    folder = storage.join(cache, request.key(weights, reader.manifest.fingerprint))
     pieces = list(_pieces(request.count, options.chunk_examples))
     missing = [piece for piece in pieces if not storage.exists(_location(folder, *piece))]
     computed: dict[tuple[int, int], Piece] = {}

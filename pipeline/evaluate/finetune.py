@@ -67,7 +67,7 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     manifest = Manifest.load(options.shards)
     data = LabelledSplit.open(options, manifest)
     start = starting_model(options, manifest)
-    name = run_name(options, manifest)
+    name = run_name(options, start, manifest)
     folder = storage.join(options.storage, name)
     with run_lock(folder):
         return _train_and_validate(options, manifest, data, start, name, folder)
@@ -77,8 +77,8 @@ def _train_and_validate(
     options: FinetuneOptions, manifest: Manifest, data: LabelledSplit, start: Start, name: str, folder: str
 ) -> FinetuneResult:
     """The run itself, which no other process trains meanwhile."""
-    previous = previous_checkpoint(options, folder, manifest)
-    record = record_of(options, manifest, name)
+    previous = previous_checkpoint(options, start, folder, manifest)
+    record = record_of(options, start, manifest, name)
     tags = {"hip.kind": "finetune", "hip.run_folder": folder, "hip.data_fingerprint": manifest.fingerprint}
     with open_run(options.tracking, options.storage, name, f"finetune:{folder}", asdict(options), tags) as tracker:
         run = _assemble(options, manifest, start, data, folder, tracker)
@@ -118,7 +118,7 @@ def _assemble(
         classifier=classifier,
         engine=_engine(options, classifier),
         data=data,
-        state=TrainerState(seed=options.seed, options=defining(options), fingerprint=manifest.fingerprint),
+        state=TrainerState(seed=options.seed, options=defining(options, start), fingerprint=manifest.fingerprint),
         total_steps=options.duration.total_steps(len(data), options.batch.global_size),
         writer=CheckpointWriter(folder, options.checkpoint, export),
         tracker=tracker,

@@ -14,7 +14,7 @@ from pipeline.evaluate.baseline import Baseline, open_baseline
 from pipeline.evaluate.finetune_loop import FinetuneRun, measure_scale
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.head import load_head
-from pipeline.evaluate.loaded import weights_digest
+from pipeline.evaluate.transfer import Start
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state
 from pipeline.train.plan import code_version
@@ -29,31 +29,31 @@ _FREE = (
 )  # fmt: skip
 
 
-def defining(options: FinetuneOptions) -> dict[str, Any]:
+def defining(options: FinetuneOptions, start: Start) -> dict[str, Any]:
     """The options that decide what a run computes, by dotted name, as JSON values; ``init`` by its content."""
     values = asdict(options)
     if options.init is not None:
-        values["init"] = f"weights {weights_digest(storage.local_path(options.init))}"
+        values["init"] = f"weights {start.weights}"
     return without_keys(flatten(json.loads(json.dumps(values, default=str))), _FREE)
 
 
-def run_name(options: FinetuneOptions, manifest: Manifest) -> str:
+def run_name(options: FinetuneOptions, start: Start, manifest: Manifest) -> str:
     """The name given, or one that the same command on the same data finds again."""
     if options.run.name is not None:
         return options.run.name
-    key = json.dumps(defining(options), sort_keys=True) + manifest.fingerprint
+    key = json.dumps(defining(options, start), sort_keys=True) + manifest.fingerprint
     what = options.model.name if options.init is None else options.mode
     return f"finetune-{what.replace('/', '-')}-{_digest(key)[:8]}"
 
 
-def record_of(options: FinetuneOptions, manifest: Manifest, name: str) -> RunRecord:
+def record_of(options: FinetuneOptions, start: Start, manifest: Manifest, name: str) -> RunRecord:
     """The fresh content of ``run.json``."""
     values = json.loads(json.dumps(asdict(options), default=str))
-    digest = _digest(json.dumps(defining(options), sort_keys=True))[:16]
+    digest = _digest(json.dumps(defining(options, start), sort_keys=True))[:16]
     return RunRecord(name, "running", values, digest, manifest.fingerprint, code_version())
 
 
-def previous_checkpoint(options: FinetuneOptions, folder: str, manifest: Manifest) -> str | None:
+def previous_checkpoint(options: FinetuneOptions, start: Start, folder: str, manifest: Manifest) -> str | None:
     """The checkpoint to continue, after holding its options and data against the present ones (promise 4).
 
     Raises:
@@ -67,7 +67,7 @@ def previous_checkpoint(options: FinetuneOptions, folder: str, manifest: Manifes
         return None
     if options.resume == "never":
         raise UserError(f"resume=never, but {shown} has a run; choose another run.name, or resume=auto to continue it")
-    state, now = read_state(found), defining(options)
+    state, now = read_state(found), defining(options, start)
     then = state.options
     lines = [
         f"{key}: {then.get(key, '(absent)')} then, {now.get(key, '(absent)')} now"

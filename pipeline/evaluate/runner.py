@@ -14,7 +14,6 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.evaluate.head import Head, save_head
-from pipeline.evaluate.loaded import weights_digest
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.evaluate.report import EvaluationReport, Findings, write_report
 from pipeline.evaluate.session import Session, open_session
@@ -95,7 +94,7 @@ def describe(session: Session) -> dict[str, Any]:
         "model": loaded.name,
         "architecture": str(json.loads((loaded.folder / "config.json").read_text())["name"]),
         "parameters": sum(parameter.numel() for parameter in loaded.model.parameters()),
-        "weights": weights_digest(loaded.folder),
+        "weights": session.weights,
         "data": storage.redact(options.shards),
         "fingerprint": session.manifest.fingerprint,
         "split": options.split,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pipeline import storage
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.embed import Embeddings, EmbedRequest, embed
-from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model
+from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model, weights_digest
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest
 from pipeline.shards.reader import ShardReader
@@ -20,6 +20,7 @@ class Session:
 
     options: EvaluateOptions
     loaded: LoadedModel
+    weights: str  # their digest, taken at once: the checkpoint of a run in training is deleted some steps later
     manifest: Manifest
     folder: str
     _readers: dict[str, ShardReader] = field(default_factory=dict)
@@ -58,7 +59,7 @@ class Session:
             modalities=modalities,
         )
         cache = self.options.embed.cache or storage.join(self.folder, "embeddings")
-        return embed(self.loaded, self.reader(split), request, self.options.embed, cache)
+        return embed(self.loaded, self.weights, self.reader(split), request, self.options.embed, cache)
 
     def level_choices(self) -> list[tuple[int, ...]]:
         """What ``probe.level`` asks for: one set of blocks, pooled side by side, or with "all" each block alone.
@@ -82,7 +83,8 @@ class Session:
         last_encoder = self.loaded.num_encoder_levels - 1
         if not asked.isdigit():
             return last_encoder
-        blocks = len(getattr(self.loaded.model.config, "num_groups", (1,)))
+        groups = getattr(self.loaded.model.config, "num_groups", None)
+        blocks = len(groups) if groups is not None else self.loaded.num_encoder_levels
         if int(asked) >= blocks:
             raise UserError(
                 f"probe.level={asked}: this model has blocks 0 to {blocks - 1}; {last_encoder} is the processor"
@@ -97,11 +99,12 @@ def open_session(options: EvaluateOptions, folder: str) -> Session:
         UserError: no model, no dataset, or data that the model was not made for.
     """
     loaded = load_model(storage.local_path(options.model), options.device)
+    weights = weights_digest(loaded.folder)
     if options.task == "segmentation" and options.segmentation.voc is not None:
         _make_voc(options, loaded)
     manifest = Manifest.load(options.shards)
     check_model_fits(loaded, manifest, options.shards)
-    return Session(options, loaded, manifest, folder)
+    return Session(options, loaded, weights, manifest, folder)
 
 
 def _make_voc(options: EvaluateOptions, loaded: LoadedModel) -> None:

@@ -18,6 +18,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.evaluate.baseline import PREFIX, build_baseline, is_baseline, open_baseline
 from pipeline.evaluate.data_fit import check_fit
 from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.evaluate.loaded import weights_digest
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 
@@ -29,6 +30,7 @@ class Start:
     model: Any
     normalisations: dict[str, Normalisation]
     metadata: dict[str, Any]
+    weights: str | None = None  # digest of the weights; none: from scratch
 
 
 def starting_model(options: FinetuneOptions, manifest: Manifest) -> Start:
@@ -64,6 +66,7 @@ def _pretrained(options: FinetuneOptions, manifest: Manifest) -> Start:
         )
     metadata = load_metadata(folder)
     model = open_baseline(folder) if is_baseline(folder) else from_pretrained(folder)
+    weights = weights_digest(folder)  # at once: the checkpoint of a run in training is deleted some steps later
     known = {modality.name for modality in model.modalities}
     wanted = [spec for spec in metadata["data"]["modalities"] if spec["name"] in known]
     given = [spec.to_dict() for spec in manifest.modalities]
@@ -80,7 +83,7 @@ def _pretrained(options: FinetuneOptions, manifest: Manifest) -> Start:
         _explain_resize(resized)
         check_fit(wanted, given, options.shards)
     card = {**manifest.data_card(), "normalisation": metadata["data"]["normalisation"]}
-    return Start(model, normalisations_from_card(metadata["data"]), {**metadata, "data": card})
+    return Start(model, normalisations_from_card(metadata["data"]), {**metadata, "data": card}, weights)
 
 
 def at_resolution(model: Any, modalities: list[Modality]) -> Any:

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +126,35 @@ def test_a_piece_that_cannot_be_saved_ends_the_evaluation(options, monkeypatch, 
     monkeypatch.setattr(embed, "save_piece", save)
     with pytest.raises(InfrastructureError, match="No space left"):
         session.embeddings("train")
+
+
+@pytest.mark.parametrize("task", ["knn", "linear_probe", "reconstruction"])
+def test_a_checkpoint_of_a_run_in_training_may_be_deleted_meanwhile(options, model_folder, monkeypatch, tmp_path, task):
+    from pipeline.evaluate import runner
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
+    shutil.copytree(model_folder, checkpoint)
+    original = runner.run_task
+
+    def after_the_next_saves(session):
+        shutil.rmtree(checkpoint)
+        return original(session)
+
+    monkeypatch.setattr(runner, "run_task", after_the_next_saves)
+    assert evaluate(options(model=str(checkpoint), task=task)).metrics
+
+
+@pytest.mark.parametrize(("name", "blocks"), [("hip_nano", 3), ("io_mini", 1), ("perceiver_tiny", 3)])
+def test_every_block_can_be_probed(options, tmp_path, shards, name, blocks):
+    from pipeline.evaluate.session import open_session
+
+    wanted = options(model=write_model(tmp_path / name, shards, name))
+    for level in range(blocks):
+        session = open_session(replace(wanted, probe=ProbeOptions(level=str(level))), wanted.output)
+        assert session.level_choices() == [(level,)]
+        assert len(session.embeddings("validation", level + 1).levels) == level + 1
+    with pytest.raises(UserError, match=f"this model has blocks 0 to {blocks - 1}"):
+        open_session(replace(wanted, probe=ProbeOptions(level=str(blocks))), wanted.output).level_choices()
 
 
 def test_embeddings_do_not_depend_on_batch_or_piece_size(options):

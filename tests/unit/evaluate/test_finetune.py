@@ -227,8 +227,10 @@ def test_few_labels_use_only_the_first_examples(settings):
 @pytest.mark.parametrize("name", ["hip_nano", "timm/resnet18", "timm/hf_hub:owner/model"])
 def test_a_run_without_a_name_gets_one_that_could_have_been_given(settings, shards, name):
     from pipeline.evaluate.finetune_resume import run_name
+    from pipeline.evaluate.transfer import Start
     from pipeline.shards.manifest import Manifest
 
-    made = run_name(settings(init=None, model=ModelOptions(name=name), run=RunOptions()), Manifest.load(shards))
+    options = settings(init=None, model=ModelOptions(name=name), run=RunOptions())
+    made = run_name(options, Start(None, {}, {}), Manifest.load(shards))
     assert RunOptions(name=made).name == made
     assert name.rpartition("/")[-1] in made
