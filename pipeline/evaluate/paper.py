@@ -16,6 +16,7 @@ import torch
 from hip_model.export import save_pretrained
 from hip_model.variants import build_model
 from pipeline import storage
+from pipeline.errors import UserError
 from pipeline.evaluate.derive import derive_shards
 from pipeline.evaluate.finetune import finetune
 from pipeline.evaluate.finetune_options import FinetuneOptions, TrainerOptions
@@ -70,6 +71,7 @@ def run_study(options: ExperimentOptions) -> str:
     if options.study == THROUGHPUT:
         return _run_throughput(options, folder)
     study = STUDIES[options.study]
+    _check_modalities(options, study)
     results = []
     for seed in options.seeds:
         for arm in study.arms:
@@ -78,6 +80,18 @@ def run_study(options: ExperimentOptions) -> str:
                 results.append(run_arm(options, study.scales[options.scale], arm, seed))
                 write_table(options, study, results, folder)
     return storage.join(folder, "table.md")
+
+
+def _check_modalities(options: ExperimentOptions, study: Study) -> None:
+    """Refuse data on which the study's arms would not differ."""
+    assert options.shards is not None  # checked with the options
+    there = [spec.name for spec in Manifest.load(options.shards).modalities]
+    missing = [" or ".join(group) for group in study.needs if not set(group) & set(there)]
+    if missing:
+        raise UserError(
+            f"study={options.study} needs {' and '.join(missing)}, but {storage.redact(options.shards)} has only "
+            f"{', '.join(there)}; hip preprocess makes shards with more"
+        )
 
 
 def _run_throughput(options: ExperimentOptions, folder: str) -> str:

@@ -53,6 +53,7 @@ class Study:
     arms: tuple[Arm, ...]
     claims: tuple[Claim, ...]
     scales: dict[str, StudyScale]
+    needs: tuple[tuple[str, ...], ...] = ()  # modalities, of each group at least one, without which arms are the same
 
 
 _SMALL_NOTE = (
@@ -156,6 +157,7 @@ STUDIES: dict[str, Study] = {
         ),
         (Claim("A+V + MAE", "A + MAE"),),
         _scales({"main": ("hip_nano", {})}, {"main": ("hip_256", {})}),
+        needs=(("audio",), ("video", "image")),
     ),
     "modelnet": Study(
         "Point clouds in file order and shuffled (ModelNet40, HiP-16)",
@@ -167,5 +169,6 @@ STUDIES: dict[str, Study] = {
         ),
         (Claim("MAE", "scratch"),),
         _MAIN,
+        needs=(("points",),),
     ),
 }

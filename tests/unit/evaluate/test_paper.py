@@ -9,7 +9,7 @@ from hip_model.ordering import inverse, token_order
 from hip_model.variants import build_model
 from pipeline.errors import UserError
 from pipeline.evaluate.derive import Derivation, derive_shards
-from pipeline.evaluate.paper import ArmResult, pretraining_of, render_table, t_interval, verdict
+from pipeline.evaluate.paper import ArmResult, pretraining_of, render_table, run_study, t_interval, verdict
 from pipeline.evaluate.paper_options import ExperimentOptions
 from pipeline.evaluate.studies import STUDIES, Claim
 from pipeline.evaluate.throughput import measure_throughput, render_throughput
@@ -39,6 +39,16 @@ def test_a_modality_can_be_left_out(shards, tmp_path):
     assert [spec.name for spec in Manifest.load(target).modalities] == ["audio"]
     with pytest.raises(UserError, match="did you mean 'audio'"):
         derive_shards(shards, str(tmp_path / "other"), Derivation(modalities=("audi",)))
+
+
+@pytest.mark.parametrize(
+    ("study", "left", "missing"),
+    [("modalities", "audio", "video or image"), ("modalities", "image", "audio"), ("modelnet", "audio", "points")],
+)
+def test_data_on_which_the_arms_would_be_the_same_is_refused(shards, tmp_path, study, left, missing):
+    alone = derive_shards(shards, str(tmp_path / left), Derivation(modalities=(left,)))
+    with pytest.raises(UserError, match=f"study={study} needs {missing}, but .* has only {left}"):
+        run_study(ExperimentOptions(study=study, shards=alone, storage=str(tmp_path)))
 
 
 def test_every_model_of_every_study_can_be_built():
