@@ -88,8 +88,42 @@ def activation_bytes(
     mask: MaskConfig | None = None,
     bytes_per_value: int = 4,
 ) -> int:
-    """Bytes of activations that one sample keeps alive between its forward and its backward pass (within 15 %)."""
-    return model_cost(config, modalities, (), mask).saved_elements * bytes_per_value
+    """Bytes of activations that one sample keeps alive between its forward and its backward pass (within 15 %).
+
+    With ``activation_checkpointing="blocks"``: at the worst moment of the backward pass, when the largest block has
+    been computed again.
+    """
+    cost = model_cost(config, modalities, (), mask)
+    if config.activation_checkpointing == "none":
+        return cost.saved_elements * bytes_per_value
+    blocks, outputs = _recomputed_blocks(config, cost)
+    outside = sum(part.saved_elements for name, part in cost.parts.items() if not is_recomputed(name))
+    return (outside + sum(outputs) + max(blocks)) * bytes_per_value
+
+
+def is_recomputed(part: str) -> bool:
+    """Whether ``activation_checkpointing="blocks"`` computes a part of a model's cost twice."""
+    return part.startswith("block_") or part in ("first_cross", "shared_cross", "self")
+
+
+def _recomputed_blocks(config: ModelConfig, cost: ModelCost) -> tuple[list[int], list[int]]:
+    """Values that each block keeps once it is computed again, and values of its output.
+
+    Of a Perceiver these are its iterations, of Perceiver IO its layers.
+    """
+    if isinstance(config, PerceiverConfig):
+        count = config.num_iterations
+        inside = cost.parts["first_cross"].saved_elements + cost.parts["self"].saved_elements // count
+        return [inside] * count, [config.num_latents * config.num_channels] * count
+    if isinstance(config, PerceiverIOConfig):
+        count = config.num_self_attention_layers
+        layers = [cost.parts["block_0.self"].saved_elements // count] * count
+        output = config.latent_counts[0] * config.num_channels
+        return [cost.parts["block_0.cross"].saved_elements, *layers], [output] * (1 + count)
+    latents = [*config.num_latents]
+    latents[config.processor] = config.processor_latent_counts[0]
+    outputs = [g * n * d for g, n, d in zip(config.num_groups, latents, config.num_channels, strict=True)]
+    return [cost.of(f"block_{index}").saved_elements for index in range(len(outputs))], outputs
 
 
 def optimizer_bytes(parameters: int, mixed_precision: bool = False, shard_stage: int = 0, workers: int = 1) -> int:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from hip_model.attention import CrossAttention, Keys, LazyKeys, SelfAttention
 from hip_model.init import Table
@@ -44,12 +47,18 @@ class Block(nn.Module):
             SelfAttention(channels, self_heads, self_widening, dropout, drop_path) for _ in range(layers)
         )
 
-    def forward(self, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None) -> Tensor:
-        """``keys`` cover this block's groups in order; ``skip [B, G, N, D']``. Returns ``[B, G, N, D]``."""
+    def forward(
+        self, keys: Sequence[Keys | LazyKeys], skip: Tensor | None = None, recompute_layers: bool = False
+    ) -> Tensor:
+        """``keys`` cover this block's groups in order; ``skip [B, G, N, D']``. Returns ``[B, G, N, D]``.
+
+        ``recompute_layers``: keep only what passes between the layers and compute their insides again backward.
+        """
+        run = partial(checkpoint, use_reentrant=False) if recompute_layers else _call
         latents = self._queries(keys[0].batch)
-        residual: Residual = self.cross_attention(latents, keys, skip, keep_residual=True)
+        residual: Residual = run(self.cross_attention, latents, keys, skip, keep_residual=True)
         for layer in self.self_attention:
-            residual = layer(residual)
+            residual = run(layer, residual)
         return residual.total()
 
     def layers(self) -> list[SelfAttention]:
@@ -64,3 +73,7 @@ class Block(nn.Module):
         chosen = draws.argsort(dim=-1)[..., : self.train_latents]
         first = torch.arange(self.num_groups, device=chosen.device).view(1, -1, 1) * self.num_latents
         return self.latents(chosen + first)
+
+
+def _call(function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    return function(*arguments, **named)

@@ -46,7 +46,8 @@ class _Shared:
     drop_path: float = 0.0
     """Probability of dropping a self-attention branch for a whole example in training."""
     activation_checkpointing: str = "none"
-    """``none``, or ``blocks``: keep only block inputs and compute the rest again in the backward pass."""
+    """``none``, or ``blocks``: keep only what passes between blocks (Perceiver IO has one: between its layers)
+    and compute the rest again backward."""
 
     def to_dict(self) -> dict[str, Any]:
         """All fields as JSON values; ``from_dict`` gives an equal config back."""

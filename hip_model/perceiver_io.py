@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from hip_model.attention import CrossAttention, Keys
 from hip_model.blocks import Block
@@ -70,9 +69,9 @@ class PerceiverIO(TokenModel):
         self.check_inputs(inputs)
         # There is no padding to hide: empty slots are all there is.
         keys = _join([part.build() for part in self.token_keys(inputs, codes, selection, hide=True)])
-        if self.recompute_blocks and self.training:
-            return checkpoint(self.block, [keys], use_reentrant=False)
-        return self.block([keys])
+        # The one block is all of the encoder: computed again whole it would be kept whole.
+        latents: Tensor = self.block([keys], recompute_layers=self.recompute_blocks and self.training)
+        return latents
 
 
 def _join(parts: Sequence[Keys]) -> Keys:

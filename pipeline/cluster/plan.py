@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hip_model.accounting import ModelCost, model_cost, optimizer_bytes
+from hip_model.accounting import ModelCost, activation_bytes, is_recomputed, model_cost, optimizer_bytes
 from hip_model.errors import ConfigError
 from hip_model.modality import Modality
 from hip_model.variants import ModelConfig, model_config
@@ -30,7 +30,7 @@ from pipeline.preprocess.recipe import TokenRecipe
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.schema import ModalitySpec
 from pipeline.storage import exists, join
-from pipeline.train.build import TRAIN, mask_config
+from pipeline.train.build import TRAIN, mask_config, trained_config
 from pipeline.train.checks import check_options
 from pipeline.train.options import PretrainOptions, at_least, one_of
 
@@ -91,6 +91,7 @@ class RunPlan:
     examples_per_micro_batch: int
     state_bytes: int  # a worker's weights, gradients and optimizer state
     activation_bytes: int  # of its micro-batch
+    recomputes: bool  # blocks are computed again in the backward pass
     memory_bytes: int  # all of a worker
     device_memory_bytes: int
     compute_seconds_per_step: float
@@ -132,7 +133,8 @@ def make_plan(options: PlanOptions) -> RunPlan:
     value_bytes = 4 if options.engine.precision == "fp32" else 2
     stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
     state = optimizer_bytes(cost.parameters, value_bytes == 2, stage, workers)
-    activations = micro * cost.saved_elements * value_bytes
+    trained = trained_config(config, options)
+    activations = micro * activation_bytes(trained, modalities, mask_config(options.mask), value_bytes)
     compute = _compute_seconds(options, cost, device, share, value_bytes, config, manifest)
     example_bytes = sum(_row_bytes(spec) for spec in specs)
     read = share * example_bytes / _read_rate(options, workers)
@@ -155,6 +157,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
         examples_per_micro_batch=micro,
         state_bytes=state,
         activation_bytes=activations,
+        recomputes=options.engine.activation_checkpointing,
         memory_bytes=_memory(options, state, activations, cost.parameters),
         device_memory_bytes=int(device.memory.value * GIB),
         compute_seconds_per_step=compute,
@@ -169,11 +172,8 @@ def make_plan(options: PlanOptions) -> RunPlan:
 
 def describe_plan(plan: RunPlan) -> str:
     """The plan as a few lines of text."""
-    verdict = (
-        "fits"
-        if plan.fits
-        else "DOES NOT FIT: lower batch.per_worker_size, or set engine.activation_checkpointing=true"
-    )
+    or_else = "" if plan.recomputes else ", or set engine.activation_checkpointing=true"
+    verdict = "fits" if plan.fits else f"DOES NOT FIT: lower batch.per_worker_size{or_else}"
     rows = [
         ("model", f"{plan.model}, {plan.parameters:,} parameters, "
                   f"{plan.training_flops_per_example / 1e9:,.4g} GFLOP an example"),
@@ -226,10 +226,12 @@ def _compute_seconds(
 
         return measure_step((config, options), manifest)
     seconds = 0.0
-    for part in cost.parts.values():
+    for name, part in cost.parts.items():
         moved = TRAFFIC_PER_SAVED_BYTE.value * part.saved_elements * value_bytes
         arithmetic, traffic = 3 * part.flops / device.flops.value, moved / device.bandwidth.value
-        seconds += max(arithmetic, traffic) if device.overlaps else arithmetic + traffic
+        once_more = options.engine.activation_checkpointing and is_recomputed(name)
+        share = 4 / 3 if once_more else 1.0  # forward, forward again, and two such for the gradients
+        seconds += share * (max(arithmetic, traffic) if device.overlaps else arithmetic + traffic)
     update = 38 * cost.parameters / device.bandwidth.value  # AdamW reads and writes 38 bytes a parameter
     return max(device.launch_seconds.value, examples * seconds / device.roofline_share.value + update)
 

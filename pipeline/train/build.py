@@ -75,6 +75,12 @@ def mask_config(mask: MaskOptions) -> MaskConfig:
     return MaskConfig(mask.policy, mask.ratio, mask.per_modality)
 
 
+def trained_config(config: Any, options: PretrainOptions) -> Any:
+    """A model's config as training uses it: ``engine.activation_checkpointing`` is no part of the model."""
+    recomputes = options.engine.activation_checkpointing
+    return config.replace(activation_checkpointing="blocks") if recomputes else config
+
+
 def loss_config(options: PretrainOptions) -> LossConfig:
     """The model's form of ``loss``."""
     return LossConfig(options.loss.on, options.loss.weights)

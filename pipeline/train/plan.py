@@ -13,7 +13,7 @@ from hip_model.accounting import activation_bytes, optimizer_bytes
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path
-from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config
+from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config, trained_config
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import config_hash, options_to_dict, run_name
@@ -63,6 +63,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
     stage = options.engine.stage_for(workers)
     batch = options.batch
     zero = f" ZeRO-{stage}" if options.engine.kind == "deepspeed" else ""
+    recomputes = ", blocks computed again in the backward pass" if options.engine.activation_checkpointing else ""
     return Plan(
         run_name=name,
         run_folder=join(storage, name),
@@ -78,15 +79,16 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         state_bytes_per_worker=optimizer_bytes(parameters, options.engine.precision != "fp32", stage, workers),
         activation_bytes_per_worker=_activation_bytes(autoencoder.model, options, workers),
         checkpoint_bytes=parameters * 16,
-        engine=f"{options.engine.kind}{zero} {options.engine.precision}",
+        engine=f"{options.engine.kind}{zero} {options.engine.precision}{recomputes}",
     )
 
 
 def _activation_bytes(model: Any, options: PretrainOptions, workers: int) -> int:
-    """What one micro-batch keeps for its backward pass, without recomputation."""
+    """What one micro-batch keeps for its backward pass."""
     size = options.batch.per_worker_size or -(-options.batch.global_size // workers)
     bytes_per_value = 4 if options.engine.precision == "fp32" else 2
-    return size * activation_bytes(model.config, model.modalities, mask_config(options.mask), bytes_per_value)
+    config = trained_config(model.config, options)
+    return size * activation_bytes(config, model.modalities, mask_config(options.mask), bytes_per_value)
 
 
 def describe(planned: Plan) -> str:
@@ -106,7 +108,7 @@ def describe(planned: Plan) -> str:
         ("engine", f"{planned.engine}, peak learning rate {planned.peak_learning_rate:.3g}"),
         ("compute", f"{flops / 1e9:.3g} GFLOP an example, {total_flops / 1e15:.3g} PFLOP in all"),
         ("memory", f"{planned.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and moments a worker"),
-        ("", f"about {planned.activation_bytes_per_worker / 2**30:.2f} GiB of activations, without recomputation"),
+        ("", f"about {planned.activation_bytes_per_worker / 2**30:.2f} GiB of activations"),
         ("checkpoint", f"{planned.checkpoint_bytes / 2**30:.2f} GiB each"),
     ]  # fmt: skip
     return "\n".join(f"{key:<11}{value}" for key, value in rows)

@@ -15,7 +15,7 @@ from hip_model.geometry import GeometryDials, named_dials
 from hip_model.modality import Modality
 from hip_model.variants import ModelConfig, model_config
 from pipeline.errors import UserError
-from pipeline.train.build import mask_config
+from pipeline.train.build import mask_config, trained_config
 from pipeline.train.options import ModelOptions, PretrainOptions
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.space import Space, dials_of, with_option
@@ -257,7 +257,8 @@ def memory_bytes(config: ModelConfig, modalities: Sequence[Modality], options: P
     stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
     share = -(-options.batch.global_size // workers)
     examples = min(share, options.batch.per_worker_size or share)
-    per_example = activation_bytes(config, modalities, mask_config(options.mask), 2 if mixed else 4)
+    trained = trained_config(config, options)
+    per_example = activation_bytes(trained, modalities, mask_config(options.mask), 2 if mixed else 4)
     parameters = model_cost(config, modalities).parameters
     return optimizer_bytes(parameters, mixed, stage, workers) + examples * per_example
 

@@ -66,7 +66,19 @@ def test_the_slowest_stage_is_named() -> None:
 def test_what_does_not_fit_a_device_is_said() -> None:
     plan = make_plan(replace(audioset(), batch=BatchOptions(4096)))
     assert not plan.fits
-    assert "DOES NOT FIT" in describe_plan(plan)
+    way_out = "DOES NOT FIT: lower batch.per_worker_size, or set engine.activation_checkpointing=true"
+    assert way_out in describe_plan(plan)
+
+
+def test_the_way_out_of_a_lack_of_memory_is_in_the_plan() -> None:
+    engine = audioset().engine
+    recomputed = replace(audioset(), engine=replace(engine, activation_checkpointing=True))
+    before, after = make_plan(audioset()), make_plan(recomputed)
+    assert after.activation_bytes < before.activation_bytes
+    assert 1 < after.compute_seconds_per_step / before.compute_seconds_per_step <= 4 / 3
+    too_large = describe_plan(make_plan(replace(recomputed, batch=BatchOptions(32_768))))
+    assert "DOES NOT FIT: lower batch.per_worker_size" in too_large
+    assert "activation_checkpointing" not in too_large
 
 
 def test_predicted_speed_is_near_the_published_prediction() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +23,7 @@ from hip_model.accounting import (
 from hip_model.errors import ConfigError
 from hip_model.masking import MaskConfig, sample_selection
 from hip_model.modality import Modality
+from hip_model.perceiver_io import PerceiverIO
 from hip_model.selection import TokenSelection
 from hip_model.variants import build_model, model_config
 
@@ -78,23 +81,73 @@ def test_flops_equal_the_counted_ones(case: tuple[nn.Module, tuple[Modality, ...
     assert forward_flops(model.config, modalities, mask) == counter.get_total_flops()
 
 
+def kept_bytes(model: Any, run: Callable[[], Any], stage: nn.Module | None = None) -> int:
+    """Bytes that autograd keeps while ``run`` runs, or while ``stage`` runs in it; parameters are not counted."""
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept: list[torch.Tensor] = []  # holding them keeps their addresses distinct
+    running = [stage is None]
+    handles = []
+    if stage is not None:
+        handles.append(stage.register_forward_pre_hook(lambda *_: running.__setitem__(0, True)))
+        handles.append(stage.register_forward_hook(lambda *_: running.__setitem__(0, False)))
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if running[0]:
+            kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run()
+    for handle in handles:
+        handle.remove()
+    assert output.latents
+    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
+    return sum(size for address, size in sizes.items() if address not in own)
+
+
 def test_activation_bytes_are_near_what_autograd_keeps(
     case: tuple[nn.Module, tuple[Modality, ...]], mask: MaskConfig | None
 ) -> None:
     model, modalities = case
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
-    kept: list[torch.Tensor] = []  # holding them keeps their addresses distinct
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        kept.append(tensor)
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        output = model(_inputs(modalities), _selection(model, modalities, mask))
-    sizes = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in kept}
-    measured = sum(size for address, size in sizes.items() if address not in own)
-    assert output.latents
+    measured = kept_bytes(model, lambda: model(_inputs(modalities), _selection(model, modalities, mask)))
     assert activation_bytes(model.config, modalities, mask) == pytest.approx(measured, rel=ACTIVATION_TOLERANCE)
+
+
+def test_recomputed_blocks_leave_their_outputs_and_the_inside_of_the_largest(
+    case: tuple[nn.Module, tuple[Modality, ...]], mask: MaskConfig | None
+) -> None:
+    model, modalities = case
+
+    def run() -> Any:
+        return model(_inputs(modalities), _selection(model, modalities, mask))
+
+    model.recompute_blocks = True
+    outside = kept_bytes(model, run)
+    model.recompute_blocks = False
+    if isinstance(model, PerceiverIO):
+        stages = [model.block.cross_attention, *model.block.self_attention]
+        outputs = 4 * run().latents[0].numel() * len(stages)
+    else:
+        stages = model.stages()
+        outputs = sum(4 * latents.numel() for latents in run().latents)
+    largest = max(kept_bytes(model, run, stage) for stage in stages)
+    found = activation_bytes(model.config.replace(activation_checkpointing="blocks"), modalities, mask)
+    assert found == pytest.approx(outside + largest + outputs, rel=ACTIVATION_TOLERANCE)
+
+
+def test_recomputed_iterations_of_a_perceiver(mask: MaskConfig | None) -> None:
+    model = build_model("perceiver_tiny", (IMAGE, AUDIO), num_iterations=6)
+
+    def run() -> Any:
+        return model(_inputs((IMAGE, AUDIO)), _selection(model, (IMAGE, AUDIO), mask))
+
+    whole = kept_bytes(model, run)
+    model.recompute_blocks = True
+    outside = kept_bytes(model, run)
+    found = activation_bytes(model.config.replace(activation_checkpointing="blocks"), (IMAGE, AUDIO), mask)
+    # Each iteration keeps the same: the tokens with their norm, and the self-attention layers.
+    assert found == pytest.approx(outside + (whole - outside) / 6, rel=0.3)
+    assert found < whole / 2
 
 
 @pytest.mark.parametrize(
