@@ -31,6 +31,8 @@ def terminate_as_interrupt() -> Iterator[None]:
 def terminate_unchanged() -> Iterator[None]:
     """Put a handler of SIGTERM back that the block replaces: Ray sets its own, which ends the process with 15."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if callable(before) and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
