@@ -3,6 +3,7 @@
 ``kill``: without a word. ``drain``: as a cloud does it, with a notice and a deadline.
 """
 
+import contextlib
 import logging
 import os
 import pickle
@@ -24,6 +25,16 @@ def raylet_of(node: Any) -> psutil.Process:
     """The process that is a node to Ray."""
     [info] = node.all_processes["raylet"]
     return psutil.Process(info.process.pid)
+
+
+def kill(node: Any) -> None:
+    """A machine that is gone takes its workers with it: left alive, they may be done before Ray misses their raylet."""
+    raylet = raylet_of(node)
+    workers = raylet.children(recursive=True)
+    raylet.kill()
+    for worker in workers:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
 
 
 def drain(node: Any) -> None:
@@ -61,7 +72,7 @@ def main(folder: Path, way: str) -> None:
     place = Path(options.storage) / options.run.name
 
     def lose_a_node() -> None:
-        raylet_of(nodes[1]).kill() if way == "kill" else drain(nodes[1])
+        kill(nodes[1]) if way == "kill" else drain(nodes[1])
         (folder / "lost").touch()
 
     once_at_step(place, 5 if way == "kill" else 0, lose_a_node)
