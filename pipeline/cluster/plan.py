@@ -157,7 +157,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
         examples_per_micro_batch=micro,
         state_bytes=state,
         activation_bytes=activations,
-        recomputes=options.engine.activation_checkpointing,
+        recomputes=trained.activation_checkpointing != "none",
         memory_bytes=_memory(options, state, activations, cost.parameters),
         device_memory_bytes=int(device.memory.value * GIB),
         compute_seconds_per_step=compute,
@@ -226,12 +226,12 @@ def _compute_seconds(
 
         return measure_step((config, options), manifest)
     seconds = 0.0
+    recomputes = trained_config(config, options).activation_checkpointing != "none"
     for name, part in cost.parts.items():
         moved = TRAFFIC_PER_SAVED_BYTE.value * part.saved_elements * value_bytes
         arithmetic, traffic = 3 * part.flops / device.flops.value, moved / device.bandwidth.value
-        once_more = options.engine.activation_checkpointing and is_recomputed(name)
-        share = 4 / 3 if once_more else 1.0  # forward, forward again, and two such for the gradients
-        seconds += share * (max(arithmetic, traffic) if device.overlaps else arithmetic + traffic)
+        passes = 4 / 3 if recomputes and is_recomputed(name) else 1.0  # forward once more beside two for the gradients
+        seconds += passes * (max(arithmetic, traffic) if device.overlaps else arithmetic + traffic)
     update = 38 * cost.parameters / device.bandwidth.value  # AdamW reads and writes 38 bytes a parameter
     return max(device.launch_seconds.value, examples * seconds / device.roofline_share.value + update)
 
