@@ -50,13 +50,9 @@ class HiP(TokenModel):
         keys = self._token_keys(inputs, self.group_codes(), selection)
         return self._levels(keys, self.config.processor + 1)
 
-    def levels(self) -> list[Block]:
-        """The blocks, in order."""
+    def stages(self) -> list[Block]:
+        """What a step passes through, in order: the blocks."""
         return [block for block in self.blocks if isinstance(block, Block)]
-
-    def stages(self) -> list[nn.Module]:
-        """What a step passes through one after the other, to be compiled or timed one by one."""
-        return list(self.blocks)
 
     def _token_keys(
         self, inputs: Mapping[str, Tensor], codes: Mapping[str, Tensor], selection: TokenSelection | None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hip_model.attention import CrossAttention, Keys
 from hip_model.blocks import Block
@@ -59,7 +59,7 @@ class PerceiverIO(TokenModel):
         """The block's output ``[B, 1, N, D]``, in a list as HiP's are."""
         return [self._latents(inputs, self.group_codes(), selection)]
 
-    def stages(self) -> list[nn.Module]:
+    def stages(self) -> list[Block]:
         """As ``HiP.stages``: the one block."""
         return [self.block]
 

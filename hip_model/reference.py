@@ -101,7 +101,7 @@ def _modules(model: TokenModel) -> Iterator[tuple[str, nn.Module]]:
     for index, projection in enumerate(model.position_projections):
         yield f"position_encoder/position_encoding_linear{_suffix(index)}", projection
     with_labels = isinstance(model, ClassBottleneckHiP)
-    blocks = model.levels() if isinstance(model, HiP) else [model.block] if isinstance(model, PerceiverIO) else []
+    blocks = model.stages() if isinstance(model, HiP | PerceiverIO) else []
     for index, block in enumerate(blocks):
         yield from _block_modules(f"{'perceiver_' if with_labels else ''}block_{index}", block)
     # The label head is built first, so the ordinary one gets the number.

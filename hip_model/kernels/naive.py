@@ -29,7 +29,7 @@ def naive_forward(model: HiP, inputs: Mapping[str, Tensor], selection: TokenSele
     outputs: list[Tensor] = []
     below = naive_group(embedded, plan)
     last = model.config.num_blocks - 1
-    for index, block in enumerate(model.levels()):
+    for index, block in enumerate(model.stages()):
         if index > 0:
             below = regroup(outputs[-1], model.config.num_groups[index], model.config.regroup)
         skip = outputs[last - index] if index > model.config.processor else None

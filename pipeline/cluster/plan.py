@@ -133,8 +133,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
     value_bytes = 4 if options.engine.precision == "fp32" else 2
     stage = options.engine.stage if options.engine.kind == "deepspeed" else 0
     state = optimizer_bytes(cost.parameters, value_bytes == 2, stage, workers)
-    trained = trained_config(config, options)
-    activations = micro * activation_bytes(trained, modalities, mask_config(options.mask), value_bytes)
+    activations = micro * activation_bytes(config, modalities, mask_config(options.mask), value_bytes)
     compute = _compute_seconds(options, cost, device, share, value_bytes, config, manifest)
     example_bytes = sum(_row_bytes(spec) for spec in specs)
     read = share * example_bytes / _read_rate(options, workers)
@@ -157,7 +156,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
         examples_per_micro_batch=micro,
         state_bytes=state,
         activation_bytes=activations,
-        recomputes=trained.activation_checkpointing != "none",
+        recomputes=config.activation_checkpointing != "none",
         memory_bytes=_memory(options, state, activations, cost.parameters),
         device_memory_bytes=int(device.memory.value * GIB),
         compute_seconds_per_step=compute,
@@ -204,7 +203,8 @@ def _model(options: PlanOptions, modalities: Sequence[Modality]) -> tuple[ModelC
     try:
         config = model_config(options.model.name)
         config = config.replace(**options.model.overrides) if options.model.overrides else config
-        return config, model_cost(config, modalities, mask=mask_config(options.mask))
+        cost = model_cost(config, modalities, mask=mask_config(options.mask))
+        return trained_config(config, options), cost
     except ConfigError as error:
         raise UserError(f"model={options.model.name} does not fit the data: {error}") from error
 
@@ -226,7 +226,7 @@ def _compute_seconds(
 
         return measure_step((config, options), manifest)
     seconds = 0.0
-    recomputes = trained_config(config, options).activation_checkpointing != "none"
+    recomputes = config.activation_checkpointing != "none"
     for name, part in cost.parts.items():
         moved = TRAFFIC_PER_SAVED_BYTE.value * part.saved_elements * value_bytes
         arithmetic, traffic = 3 * part.flops / device.flops.value, moved / device.bandwidth.value

@@ -26,17 +26,19 @@ def example_pictures(session: Session) -> list[Picture]:
     reader = session.reader(options.split)
     batch = reader.read(np.arange(min(options.figures.examples, session.count(options.split))))
     answer = reconstruct_batch(session, autoencoder, batch)
-    pictures = []
+    pictures: list[Picture | None] = []
     for modality in session.loaded.model.modalities:
         rows = np.flatnonzero(batch.present[modality.name])
         if len(rows):
-            pictures += reconstruction_picture(modality, answer, rows, ratio)
+            pictures.append(reconstruction_picture(modality, answer, rows, ratio))
     pictures += attention_pictures(session, batch, min(2, options.figures.examples))
-    positions = (position_picture(session.loaded.model, modality) for modality in session.loaded.model.modalities)
-    return pictures + [picture for picture in positions if picture is not None]
+    pictures += [position_picture(session.loaded.model, modality) for modality in session.loaded.model.modalities]
+    return [picture for picture in pictures if picture is not None]
 
 
-def reconstruction_picture(modality: Modality, answer: Reconstruction, rows: np.ndarray, ratio: float) -> list[Picture]:
+def reconstruction_picture(
+    modality: Modality, answer: Reconstruction, rows: np.ndarray, ratio: float
+) -> Picture | None:
     """Input, what the model saw, and what it answered, one example a line, in raw units; none where nothing fits."""
     name = modality.name
     raw, made = (values[name].float().cpu().numpy()[rows] for values in (answer.raw, answer.reconstruction))
@@ -44,8 +46,8 @@ def reconstruction_picture(modality: Modality, answer: Reconstruction, rows: np.
     peak = 255.0 if answer.raw[name].dtype == torch.uint8 else float(np.abs(raw).max()) or 1.0
     figure = reconstruction_figure(modality, raw, visible, made, peak)
     if figure is None:
-        return []
-    return [Picture(f"reconstruction_{name}", f"Reconstruction of {name}, {ratio:.0%} hidden", png(figure))]
+        return None
+    return Picture(f"reconstruction_{name}", f"Reconstruction of {name}, {ratio:.0%} hidden", png(figure))
 
 
 def position_picture(model: Any, modality: Modality) -> Picture | None:

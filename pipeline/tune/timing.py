@@ -16,7 +16,7 @@ import torch
 
 from hip_model.variants import ModelConfig, available_models, model_config
 from pipeline.shards.manifest import Manifest
-from pipeline.train.build import build_autoencoder, prepare_device
+from pipeline.train.build import build_autoencoder, prepare_device, trained_config
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import ModelOptions, PretrainOptions
 
@@ -122,7 +122,7 @@ def _training_step(
 ) -> Callable[[], float]:
     """A function that makes one optimizer step and returns its seconds by ``clock``."""
     name = next(known for known in available_models() if type(model_config(known)) is type(config))
-    named = replace(options, model=ModelOptions(name, config.to_dict()))
+    named = replace(options, model=ModelOptions(name, trained_config(config, options).to_dict()))
     device = prepare_device(options.scale)
     autoencoder = build_autoencoder(named, manifest).to(device)
     optimizer = torch.optim.AdamW(autoencoder.parameters(), lr=1e-6)

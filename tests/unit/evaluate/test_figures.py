@@ -55,7 +55,7 @@ def test_reconstructions_of_every_kind_are_drawn(modality):
     visible = torch.from_numpy(random.uniform(size=(2, modality.num_tokens)) < 0.5)
     name = modality.name
     answer = Reconstruction({name: raw + 1}, {name: raw}, {name: visible})
-    (picture,) = examples.reconstruction_picture(modality, answer, np.arange(2), 0.5)
+    picture = examples.reconstruction_picture(modality, answer, np.arange(2), 0.5)
     assert picture.png.startswith(PNG)
     assert picture.title == f"Reconstruction of {name}, 50% hidden"
 
