@@ -153,7 +153,14 @@ def own_process_group(options: PretrainOptions) -> Iterator[None]:
     try:
         yield
     finally:
-        distributed.destroy_process_group()
+        _end_process_group()
+
+
+def _end_process_group() -> None:
+    """Through DeepSpeed where it came to life: it would go on with its groups of this run in the next one."""
+    from deepspeed import comm
+
+    (comm if comm.is_initialized() else distributed).destroy_process_group()
 
 
 def run_in_process(job: Job, stop: threading.Event, report: Report | None) -> Outcome:

@@ -117,6 +117,8 @@ def test_two_workers_compute_what_one_does(folder: Path, runs: dict[str, dict[in
     # One worker shares nothing, whatever the stage that is asked for.
     sharded = losses_alone(make_options(folder, "alone_zero", "deepspeed", 2))
     assert sharded == pytest.approx(alone, rel=1e-6)
+    # A second run of this process: DeepSpeed must not go on with the first one's process groups.
+    assert losses_alone(make_options(folder, "alone_zero_again", "deepspeed", 2)) == sharded
 
 
 def test_the_same_workers_resume_bit_for_bit(runs: dict[str, dict[int, float]]) -> None:
