@@ -73,7 +73,7 @@ def _this_machine(options: DoctorOptions) -> Iterator[Finding]:
     found = check_machine(facts, options.ray.object_store_gib * 2**30)
     uri, trouble = _tracking_uri(options)
     if uri:
-        found += check_tracking(probe_tracking(uri, options.timeout_seconds), uri, 1)
+        found += check_tracking(probe_tracking(uri, options.tracking.experiment, options.timeout_seconds), uri, 1)
     for finding in [*found, *trouble]:
         yield replace(finding, node=f"{facts['host']} (this machine)")
 

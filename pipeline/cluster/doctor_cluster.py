@@ -69,7 +69,9 @@ def ask_nodes(nodes: Sequence[Node], options: DoctorOptions, uri: str | None, to
     questions = {
         node.id: (
             probes[node.id].facts.remote(options.storage, options.shards, token),
-            probes[node.id].tracking.remote(uri, options.timeout_seconds / 2) if uri else None,
+            probes[node.id].tracking.remote(uri, options.tracking.experiment, options.timeout_seconds / 2)
+            if uri
+            else None,
         )
         for node in nodes
     }
@@ -97,15 +99,16 @@ def _start_probe(node: Node) -> Any:
     from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from pipeline.cluster import doctor_probe, doctor_tracking
+    from pipeline.cluster import doctor_artifacts, doctor_probe, doctor_tracking
 
-    for module in (doctor_probe, doctor_tracking):  # by value: the node may lack this package
+    modules = (doctor_artifacts, doctor_probe, doctor_tracking)
+    for module in modules:  # by value: the node may lack this package
         cloudpickle.register_pickle_by_value(module)
     try:
         actor = ray.remote(num_cpus=0)(doctor_probe.Probe)
         return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote()
     finally:
-        for module in (doctor_probe, doctor_tracking):
+        for module in modules:
             cloudpickle.unregister_pickle_by_value(module)
 
 

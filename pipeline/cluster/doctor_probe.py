@@ -1,7 +1,7 @@
 """What one machine says about itself, as plain values; nothing is judged here.
 
-Ray sends this module and ``doctor_tracking`` to the nodes by value, so that a node without this package can be looked
-at too: on top they import only the standard library.
+Ray sends this module, ``doctor_tracking`` and ``doctor_artifacts`` to the nodes by value, so that a node without this
+package can be looked at too: on top they import only the standard library.
 """
 
 from __future__ import annotations
@@ -180,9 +180,9 @@ class Probe:
         """As ``probe_machine``."""
         return probe_machine(storage, shards, token)
 
-    def tracking(self, uri: str, timeout_seconds: float) -> Facts:
+    def tracking(self, uri: str, experiment: str, timeout_seconds: float) -> Facts:
         """As ``probe_tracking``."""
-        return probe_tracking(uri, timeout_seconds)
+        return probe_tracking(uri, experiment, timeout_seconds)
 
     def clock(self) -> float:
         """Seconds since 1970 by this machine's clock."""

@@ -35,6 +35,8 @@ def check_tracking(found: dict[str, Any], uri: str, nodes: int) -> Iterator[Find
         yield Finding("mlflow", FAIL, f"{shown} answers HTTP {found['status']}", fix)
     else:
         yield _server(found, shown)
+        if found.get("artifacts"):
+            yield check_artifacts(found["artifacts"], nodes)
 
 
 def _server(found: dict[str, Any], shown: str) -> Finding:
@@ -45,3 +47,19 @@ def _server(found: dict[str, Any], shown: str) -> Finding:
         fix = f"the client is {here}: use servers and clients of one major version"
         return Finding("mlflow", WARN, what, fix)
     return Finding("mlflow", OK, what)
+
+
+def check_artifacts(found: dict[str, Any], nodes: int) -> Finding:
+    """Where the server wants pictures and models, as seen by one machine of ``nodes``."""
+    place = redact(found["location"])
+    if "error" in found:
+        fix = (
+            "give this machine what that place asks for (credentials, and boto3 for s3://), or start the server with "
+            "--artifacts-destination, then only the server needs it; training goes on without and sends them later"
+        )
+        return Finding("mlflow artifacts", FAIL, f"{place}: {redact(str(found['error']))}", fix)
+    if found["folder"] and nodes > 1:
+        fix = "start the server with --artifacts-destination: each machine writes pictures and models to its own disk"
+        return Finding("mlflow artifacts", WARN, f"{place}, a folder of each machine", fix)
+    kept = f"; {found['kept']} was written there and may not be deleted" if "kept" in found else ""
+    return Finding("mlflow artifacts", OK, place + kept)

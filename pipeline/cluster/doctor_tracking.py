@@ -13,11 +13,16 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from pipeline.cluster.doctor_artifacts import probe_artifacts
+
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 
-def probe_tracking(uri: str, timeout_seconds: float) -> dict[str, Any]:
-    """How the store at ``uri`` answers: ``kind``, and ``error`` or ``status`` (HTTP), ``version``, ``seconds``."""
+def probe_tracking(uri: str, experiment: str, timeout_seconds: float) -> dict[str, Any]:
+    """How the store at ``uri`` answers: ``kind``, and ``error`` or ``status`` (HTTP), ``version``, ``seconds``.
+
+    Of a server that lets this machine in also ``artifacts``, see ``probe_artifacts``.
+    """
     scheme = uri.partition(":")[0].partition("+")[0].lower()
     began = time.perf_counter()
     try:
@@ -32,7 +37,10 @@ def probe_tracking(uri: str, timeout_seconds: float) -> dict[str, Any]:
                 found = {"kind": "database"}
     except (OSError, ValueError) as error:
         return {"kind": scheme, "error": f"{type(error).__name__}: {error}"[:300]}
-    return {**found, "seconds": time.perf_counter() - began}
+    found["seconds"] = time.perf_counter() - began
+    if found.get("status") == 200:
+        found["artifacts"] = probe_artifacts(uri, experiment)
+    return found
 
 
 def _sqlite(uri: str) -> dict[str, Any]:

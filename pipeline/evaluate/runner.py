@@ -5,15 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-import tempfile
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import Any
 
 from pipeline import storage
-from pipeline.errors import UserError
-from pipeline.evaluate.head import Head, save_head
+from pipeline.evaluate.export import check_export, export_model
+from pipeline.evaluate.head import Head
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.evaluate.report import EvaluationReport, Findings, write_report
 from pipeline.evaluate.session import Session, open_session
@@ -39,13 +36,17 @@ def evaluate(options: EvaluateOptions, parent_run_id: str | None = None) -> Eval
     keep_freed_memory()
     folder = options.output or storage.join(options.storage, "evaluations", _folder_name(options))
     session = open_session(options, folder)
+    if options.export is not None:
+        check_export(options.export, session.loaded)
     subject = describe(session)
     key = f"evaluate:{folder}"
     name = f"{options.task}-{session.loaded.name}"
     tags = {"hip.kind": "evaluation", "hip.task": options.task, "hip.data_fingerprint": session.manifest.fingerprint}
     with open_run(options.tracking, options.storage, name, key, asdict(options), tags, parent_run_id) as tracker:
         findings, head = run_task(session)
-        export = _export(session, head) if options.export is not None and head is not None else None
+        export = None
+        if options.export is not None and head is not None:
+            export = export_model(options.export, session.loaded, head)
         report = write_report(folder, options.task, subject, findings, export)
         for suffix, pick in (("", "value"), ("_low", "low"), ("_high", "high")):
             tracker.log_metrics({f"{n}{suffix}": getattr(e, pick) for n, e in findings.metrics.items()}, 0)
@@ -102,33 +103,6 @@ def describe(session: Session) -> dict[str, Any]:
         "modalities": ", ".join(f"{m.name} {m.num_tokens}×{m.num_channels}" for m in loaded.model.modalities),
         "seed": options.seed,
     }
-
-
-def _export(session: Session, head: Head) -> str:
-    """The model folder once more, with the fitted head and its metadata."""
-    from hip_model.export import save_pretrained
-
-    assert session.options.export is not None
-    target = storage.local_path(session.options.export)
-    if target.resolve() == session.loaded.folder.resolve():
-        raise UserError(f"export={target} is the model's own folder; choose another one")
-    metadata = {**session.loaded.metadata, **head.metadata()}
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".export_") as temporary:
-        made = Path(temporary) / "model"
-        save_pretrained(session.loaded.model, made, metadata)
-        save_head(head, made)
-        if target.exists():
-            _check_replaceable(target)
-            shutil.rmtree(target)
-        made.replace(target)
-    logger.info("exported the model with its head to %s", target)
-    return str(target)
-
-
-def _check_replaceable(target: Path) -> None:
-    if not (target / "model.safetensors").exists() and any(target.iterdir()):
-        raise UserError(f"export={target} is a folder with other files in it; choose a new folder")
 
 
 def _folder_name(options: EvaluateOptions) -> str:

@@ -9,6 +9,8 @@ from mlflow_processes import Service, tracking_server
 from mlflow_store import migrated_database
 from registry_models import make_model
 
+from pipeline.cluster.doctor import run_doctor
+from pipeline.cluster.doctor_options import FAIL, OK, DoctorOptions
 from pipeline.registry.options import RegisterOptions
 from pipeline.registry.register import register
 from pipeline.registry.resolve import resolve_model
@@ -64,3 +66,24 @@ def test_a_model_goes_to_a_server_and_comes_back(
     for name in ("model.safetensors", "config.json", "head.safetensors"):
         assert (folder / name).read_bytes() == (model / name).read_bytes()
     assert resolve_model("models:/clips/1", str(tmp_path), options) == folder
+
+
+def test_the_doctor_stores_an_artifact_as_a_run_would(server: Service, tmp_path: Path) -> None:
+    def found(experiment: str) -> tuple[str, str]:
+        tracking = TrackingOptions(server.url, experiment)
+        report = run_doctor(DoctorOptions(storage=str(tmp_path), tracking=tracking))
+        (finding,) = [finding for finding in report.findings if finding.check == "mlflow artifacts"]
+        return finding.level, finding.what
+
+    client = MlflowClient(server.url)
+    sound, broken = client.create_experiment("sound"), client.create_experiment("broken")
+    client.create_experiment("own_disk", artifact_location=str(tmp_path / "own"))
+    stored = server.folder / "artifacts"
+    (stored / broken).write_text("a file where the server wants a folder")
+    assert found("sound") == (OK, f"mlflow-artifacts:/{sound}")
+    assert not [file for file in (stored / sound).rglob("*") if file.is_file()]
+    level, what = found("broken")
+    assert level == FAIL
+    assert what.startswith(f"mlflow-artifacts:/{broken}: ")
+    assert found("own_disk")[0] == OK
+    assert not (tmp_path / "own").exists()

@@ -136,10 +136,29 @@ def test_mlflow_is_judged_by_its_answer(answer: Facts, nodes: int, level: str, f
     assert "hunter2" not in str(found)
 
 
+@pytest.mark.parametrize(
+    ("answer", "nodes", "level", "says"),
+    [
+        ({"location": "mlflow-artifacts:/1", "folder": False}, 4, OK, "mlflow-artifacts:/1"),
+        ({"location": "s3://b/1", "folder": False, "kept": "hip-doctor-1"}, 4, OK, "hip-doctor-1"),
+        ({"location": "s3://k:hunter2@b", "folder": False, "error": "AccessDenied"}, 4, FAIL, "credentials"),
+        ({"location": "/srv/mlruns/1", "folder": True}, 1, OK, "/srv/mlruns/1"),
+        ({"location": "/srv/mlruns/1", "folder": True}, 2, WARN, "--artifacts-destination"),
+        ({"location": "/srv/1", "folder": True, "error": "/srv cannot be written"}, 2, FAIL, "--artifacts-destination"),
+    ],
+)
+def test_the_place_of_artifacts_is_judged_too(answer: Facts, nodes: int, level: str, says: str) -> None:
+    server = {"kind": "server", "status": 200, "version": "3.17.2", "seconds": 0.1}
+    _, found = check_tracking({**server, "artifacts": answer}, "http://tracking:5000", nodes)
+    assert (found.check, found.level) == ("mlflow artifacts", level)
+    assert says in found.what + found.fix
+    assert "hunter2" not in str(found)
+
+
 def test_a_store_that_is_away_gives_an_error_and_a_file_does_not(tmp_path: Path) -> None:
-    assert "refused" in probe_tracking("http://127.0.0.1:1", 2)["error"]
-    assert "refused" in probe_tracking("postgresql://user:secret@127.0.0.1:1/mlflow", 2)["error"]
-    assert "error" not in probe_tracking(f"sqlite:///{tmp_path}/new/mlflow.db", 2)
+    assert "refused" in probe_tracking("http://127.0.0.1:1", "hip", 2)["error"]
+    assert "refused" in probe_tracking("postgresql://user:secret@127.0.0.1:1/mlflow", "hip", 2)["error"]
+    assert "error" not in probe_tracking(f"sqlite:///{tmp_path}/new/mlflow.db", "hip", 2)
     assert not list(tmp_path.iterdir())
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shutil
+import uuid
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from pipeline.evaluate.head import load_head
 from pipeline.evaluate.loaded import load_model
 from pipeline.evaluate.options import EvaluateFigureOptions, MaskSweepOptions, ProbeOptions
 from pipeline.evaluate.runner import evaluate
+from pipeline.storage import folder_here
 
 
 def test_linear_probe_beats_chance_and_writes_one_page(options):
@@ -43,6 +45,24 @@ def test_exported_probe_gives_the_same_scores_as_task_classification(options, tm
     assert head.label_names == ("red", "green", "blue")
     before, after = (load_model(folder).model.state_dict() for folder in (options().model, target))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_probe_is_exported_to_a_bucket(options, tmp_path):
+    place = f"memory://bucket-{uuid.uuid4().hex[:8]}/with_head"
+    probed = evaluate(options(task="linear_probe", export=place, output=str(tmp_path / "a")))
+    assert probed.export == place
+    with folder_here(place) as there:
+        scored = evaluate(options(task="classification", model=str(there), output=str(tmp_path / "b")))
+    assert scored.metrics["top1"] == probed.metrics["top1"]
+
+
+def test_an_export_that_would_overwrite_something_else_is_refused_before_the_fit(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.evaluate.runner.run_task", lambda session: pytest.fail("fitted"))
+    (tmp_path / "notes" / "deep").mkdir(parents=True)
+    (tmp_path / "notes" / "deep" / "mine.txt").write_text("keep me")
+    for target, says in ((str(tmp_path / "notes"), "other files"), (options().model, "own folder")):
+        with pytest.raises(UserError, match=says):
+            evaluate(options(task="linear_probe", export=target))
 
 
 def test_classification_without_a_head_says_how_to_get_one(options):
