@@ -64,8 +64,7 @@ class Case:
 
     def full(self) -> None:
         """All tokens in, all answered, mean squared error, backward."""
-        output = self.model(self.inputs).reconstruction
-        self._error(output).backward()
+        self.error(self.inputs).backward()
 
     def masked(self) -> None:
         """Masked autoencoding at the paper's ratio: 15 % of the tokens in, 85 % answered, the draw included."""
@@ -83,7 +82,7 @@ class Case:
         """As ``full`` through the naive twin."""
         from hip_model.kernels.naive import naive_forward
 
-        self._error(naive_forward(self.model, self.inputs).reconstruction).backward()
+        _mean_square(naive_forward(self.model, self.inputs).reconstruction, self.inputs).backward()
 
     def modes(self, names: Sequence[str]) -> dict[str, Callable[[], None]]:
         """The steps of those names."""
@@ -99,8 +98,13 @@ class Case:
         scale = max(float(value.abs().max()) for value in wanted.values())
         return max(float((found[name] - wanted[name]).abs().max()) for name in wanted) / scale
 
-    def _error(self, output: Inputs) -> Tensor:
-        return torch.stack([(output[name] - values).square().mean() for name, values in self.inputs.items()]).mean()
+    def error(self, inputs: Inputs) -> Tensor:
+        """Mean squared error of all tokens, all of them in."""
+        return _mean_square(self.model(inputs).reconstruction, inputs)
+
+
+def _mean_square(output: Inputs, values: Inputs) -> Tensor:
+    return torch.stack([(output[name] - values[name]).square().mean() for name in values]).mean()
 
 
 def build_case(name: str, size: str, batch: int = 1, **overrides: Any) -> Case:

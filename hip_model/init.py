@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hip_model.kernels.rows_linear import can_map_rows, rows_linear
-from hip_model.kernels.squared_relu import squared_relu_linear
+from hip_model.kernels.squared_relu import linear_then_bias, squared_relu_linear
 
 # Standard deviation of a standard normal restricted to [-2, 2].
 TRUNCATED_STD = 0.87962566103423978
@@ -51,6 +51,8 @@ class Linear(nn.Linear):
         if not transposed:
             if self.bias is not None and can_map_rows(x, self.weight):
                 return rows_linear(x, self.weight, self.bias)
+            if self.bias is not None and torch.compiler.is_compiling():
+                return linear_then_bias(x, self.weight, self.bias)
             return super().forward(x)
         return x @ self.weight.to(x.dtype), x @ self.bias.to(x.dtype)
 

@@ -74,7 +74,7 @@ class GroupRun:
         the same key, so one zero vector with ``+ log n`` stands for ``n`` of them.
         """
         if self.slots is None:
-            return self._all_keys(embed(raw) + self.code, mask_padding)
+            return self._all_keys(embed(raw) + self.code.unsqueeze(0), mask_padding)
         if self.slots.shape[2] == 0:
             # Attention over no keys at all is not defined everywhere; over one hidden key it is.
             return replace(self, slots=pad(self.slots, (0, 1), value=EMPTY_SLOT)).keys(raw, embed, mask_padding, True)
@@ -128,20 +128,27 @@ class GroupRun:
 def group_runs(code: Tensor, groups: ModalityGroups, slots: Tensor | None, size: int) -> list[GroupRun]:
     """A modality's groups, ``code [g, l, E]``, in runs of ``size`` groups."""
     lengths = tuple(groups.tokens_in_group(group) for group in range(groups.groups))
-    # split, not slices: its gradient is one concatenation, where each slice would fill a tensor of the whole size.
-    codes = code.split(size, dim=0)
-    parts = [slots] * len(codes) if slots is None or slots.shape[1] == 1 else list(slots.split(size, dim=1))
+    codes = in_runs(code, size, dim=0)
+    parts = [slots] * len(codes) if slots is None or slots.shape[1] == 1 else in_runs(slots, size, dim=1)
     return [
         GroupRun(codes[i], parts[i], lengths[i * size : i * size + codes[i].shape[0]], groups.group_padding)
         for i in range(len(codes))
     ]
 
 
+def in_runs(x: Tensor, size: int, dim: int) -> Sequence[Tensor]:
+    """``x`` in pieces of ``size``; itself where one piece is all, for the gradient of a split of one is a copy.
+
+    A split, not slices: its gradient is one concatenation, where each slice would fill a tensor of the whole size.
+    """
+    return (x,) if x.shape[dim] <= size else x.split(size, dim)
+
+
 def raw_runs(raw: Tensor, groups: ModalityGroups, size: int) -> Sequence[Tensor]:
     """A modality's raw values ``[B, T, C]`` in runs ``[B, size, l, C]`` of groups."""
     if groups.final_padding:
         raw = pad(raw, (0, 0, 0, groups.final_padding))
-    return raw.unflatten(1, (groups.groups, groups.group_tokens)).split(size, dim=1)
+    return in_runs(raw.unflatten(1, (groups.groups, groups.group_tokens)), size, dim=1)
 
 
 def run_groups(

@@ -20,7 +20,7 @@ from hip_model.modality import Modality
 from hip_model.pixels import answer_on_device, pixel_keys
 from hip_model.positions import build_positions
 from hip_model.selection import TokenSelection
-from hip_model.token_runs import GroupRun, by_group, group_runs, raw_runs, run_groups
+from hip_model.token_runs import GroupRun, by_group, group_runs, in_runs, raw_runs, run_groups
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class TokenModel(nn.Module):
         answer = partial(self._answer, head, unembed)
         parts = [
             recomputed(answer, run, source, keep=len(runs) == 1)
-            for run, source in zip(runs, latents.split(size, dim=1), strict=True)
+            for run, source in zip(runs, in_runs(latents, size, dim=1), strict=True)
         ]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 

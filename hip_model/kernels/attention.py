@@ -22,15 +22,16 @@ def grouped_attention(
     batch, groups = max(query.shape[0], key.shape[0]), query.shape[1]
     query = query.expand(batch, -1, -1, -1)
     mask = None if bias is None else bias.to(query.dtype)
-    if heads == 1:
-        # Groups stand in the head axis: no transposes.
+    if groups == heads == 1:
         result = _attention(query, key, value, mask, scale)
     else:
+        # Groups stand in the batch axis: SDPA lays results and gradients out token by token, all heads of one together,
+        # and what reads them next would copy them (a tenth to a fifth of the layer's time on CPU).
         query, key, value = (_split_heads(part, heads) for part in (query, key, value))
         if mask is not None:
             mask = mask.expand(batch, groups, -1, -1).flatten(0, 1).unsqueeze(1)
         result = _attention(query, key, value, mask, scale)
-        result = result.transpose(1, 2).reshape(batch, groups, query.shape[2], -1)
+        result = result.transpose(1, 2).reshape(batch, groups, query.shape[2], heads * value.shape[-1])
     return result if bias is None else result * any_key(bias).to(result.dtype)
 
 
@@ -55,4 +56,5 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, s
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
-    return x.reshape(x.shape[0] * x.shape[1], x.shape[2], heads, -1).transpose(1, 2)
+    width = x.shape[-1] // heads
+    return x.reshape(x.shape[0] * x.shape[1], x.shape[2], heads, width).transpose(1, 2)
