@@ -99,9 +99,10 @@ def _start_probe(node: Node) -> Any:
     from ray import cloudpickle
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    from pipeline.cluster import doctor_artifacts, doctor_probe, doctor_tracking
+    from pipeline.cluster import doctor_probe, doctor_tracking
+    from pipeline.tracking import artifact_probe
 
-    modules = (doctor_artifacts, doctor_probe, doctor_tracking)
+    modules = (artifact_probe, doctor_probe, doctor_tracking)
     for module in modules:  # by value: the node may lack this package
         cloudpickle.register_pickle_by_value(module)
     try:

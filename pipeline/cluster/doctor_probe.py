@@ -1,6 +1,6 @@
 """What one machine says about itself, as plain values; nothing is judged here.
 
-Ray sends this module, ``doctor_tracking`` and ``doctor_artifacts`` to the nodes by value, so that a node without this
+Ray sends this module, ``doctor_tracking`` and ``artifact_probe`` to the nodes by value, so that a node without this
 package can be looked at too: on top they import only the standard library.
 """
 

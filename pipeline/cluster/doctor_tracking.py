@@ -13,7 +13,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from pipeline.cluster.doctor_artifacts import probe_artifacts
+from pipeline.tracking.artifact_probe import probe_artifacts
 
 _DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 

@@ -177,6 +177,11 @@ def _skip_compiled_collectives() -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
+def end_process_group() -> None:
+    """End it through DeepSpeed where that came to life: it would go on with this run's groups in the next run."""
+    (deepspeed.comm if deepspeed.comm.is_initialized() else distributed).destroy_process_group()
+
+
 def deepspeed_config(
     options: EngineOptions, micro_batch_size: int, accumulation_steps: int, workers: int
 ) -> dict[str, Any]:

@@ -153,14 +153,9 @@ def own_process_group(options: PretrainOptions) -> Iterator[None]:
     try:
         yield
     finally:
-        _end_process_group()
+        from pipeline.train.engine_deepspeed import end_process_group
 
-
-def _end_process_group() -> None:
-    """Through DeepSpeed where it came to life: it would go on with its groups of this run in the next one."""
-    from deepspeed import comm
-
-    (comm if comm.is_initialized() else distributed).destroy_process_group()
+        end_process_group()
 
 
 def run_in_process(job: Job, stop: threading.Event, report: Report | None) -> Outcome:

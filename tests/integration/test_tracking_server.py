@@ -79,6 +79,7 @@ def test_the_doctor_stores_an_artifact_as_a_run_would(server: Service, tmp_path:
     sound, broken = client.create_experiment("sound"), client.create_experiment("broken")
     client.create_experiment("own_disk", artifact_location=str(tmp_path / "own"))
     stored = server.folder / "artifacts"
+    stored.mkdir(exist_ok=True)
     (stored / broken).write_text("a file where the server wants a folder")
     assert found("sound") == (OK, f"mlflow-artifacts:/{sound}")
     assert not [file for file in (stored / sound).rglob("*") if file.is_file()]

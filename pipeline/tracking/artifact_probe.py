@@ -1,4 +1,4 @@
-"""Can this machine store files where the MLflow server wants them? Sent by value, see ``doctor_probe``."""
+"""Can this machine store files where the MLflow server wants them? Sent to nodes by value, see ``doctor_probe``."""
 
 from __future__ import annotations
 
