@@ -74,6 +74,7 @@ class GroupRun:
         the same key, so one zero vector with ``+ log n`` stands for ``n`` of them.
         """
         if self.slots is None:
+            # With a batch axis: without it the code's gradient is a sum over the batch, even over one example.
             return self._all_keys(embed(raw) + self.code.unsqueeze(0), mask_padding)
         if self.slots.shape[2] == 0:
             # Attention over no keys at all is not defined everywhere; over one hidden key it is.

@@ -28,9 +28,10 @@ class _SquaredReLULinear(torch.autograd.Function):
         rows = gradient.flatten(0, -2)
         # The squares are made again: cheaper than keeping them.
         to_weight = rows.t() @ (positive * positive).flatten(0, -2) if needs_weight else None
-        # The factor 2 rides along in the product: one pass less over the widest tensor.
-        doubled = torch.addmm(rows.new_empty(()), rows, weight, beta=0, alpha=2) if needs_x else None
-        to_x = None if doubled is None else doubled.view_as(positive).mul_(positive)
+        to_x = None
+        if needs_x:  # the factor 2 rides along in the product: one pass less over the widest tensor
+            doubled = torch.addmm(rows.new_empty(()), rows, weight, beta=0, alpha=2)
+            to_x = doubled.view_as(positive).mul_(positive)
         return to_x, to_weight, rows.sum(0) if needs_bias else None
 
 

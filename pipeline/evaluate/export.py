@@ -20,12 +20,16 @@ def check_export(target: str, loaded: LoadedModel) -> None:
     """Refuse a place that must not be written to, before anything is fitted.
 
     Raises:
-        UserError: the model's own folder, or one with other files in it.
+        UserError: the model's own folder, a file, or a folder that is more than an exported model.
     """
-    if storage.is_local(target) and storage.local_path(target).resolve() == loaded.folder.resolve():
-        raise UserError(f"export={target} is the model's own folder; choose another one")
-    names = {info.base_name for info in storage.list_files(target, recursive=True)}
-    if names and WEIGHTS_FILE not in names:
+    if storage.is_local(target):
+        if storage.local_path(target).resolve() == loaded.folder.resolve():
+            raise UserError(f"export={target} is the model's own folder; choose another one")
+        if storage.local_path(target).is_file():
+            raise UserError(f"export={target} is a file; choose a new folder")
+    names = {info.base_name for info in storage.list_files(target)}
+    files = len(storage.list_files(target, recursive=True))
+    if files and (WEIGHTS_FILE not in names or files > len(names)):  # the old folder goes, with all that is in it
         raise UserError(f"export={storage.redact(target)} is a folder with other files in it; choose a new folder")
 
 
@@ -45,7 +49,8 @@ def export_model(target: str, loaded: LoadedModel, head: Head) -> str:
                 storage.write_atomic(storage.join(target, file.name), file.read_bytes())
         else:
             target = str(storage.local_path(target))
-            shutil.rmtree(target, ignore_errors=True)
+            if storage.exists(target):
+                shutil.rmtree(target)
             made.replace(target)
     logger.info("exported the model with its head to %s", storage.redact(target))
     return storage.redact(target)

@@ -37,6 +37,7 @@ def test_linear_probe_beats_chance_and_writes_one_page(options):
 def test_exported_probe_gives_the_same_scores_as_task_classification(options, tmp_path):
     target = tmp_path / "with_head"
     probed = evaluate(options(task="linear_probe", export=str(target), output=str(tmp_path / "a")))
+    assert evaluate(options(task="linear_probe", export=str(target), output=str(tmp_path / "c"))).export == str(target)
     scored = evaluate(options(task="classification", model=str(target), output=str(tmp_path / "b")))
     assert probed.export == str(target)
     assert scored.metrics["top1"] == probed.metrics["top1"]
@@ -60,9 +61,23 @@ def test_an_export_that_would_overwrite_something_else_is_refused_before_the_fit
     monkeypatch.setattr("pipeline.evaluate.runner.run_task", lambda session: pytest.fail("fitted"))
     (tmp_path / "notes" / "deep").mkdir(parents=True)
     (tmp_path / "notes" / "deep" / "mine.txt").write_text("keep me")
-    for target, says in ((str(tmp_path / "notes"), "other files"), (options().model, "own folder")):
+    run = tmp_path / "run" / "checkpoints"  # a model deep in a folder does not make that folder a model's
+    run.mkdir(parents=True)
+    (run / "model.safetensors").write_text("weights")
+    with_more = tmp_path / "with_more"
+    (with_more / "plots").mkdir(parents=True)
+    (with_more / "model.safetensors").write_text("weights")
+    (with_more / "plots" / "mine.png").write_text("keep me")
+    refused = {
+        tmp_path / "notes": "other files",
+        tmp_path / "run": "other files",
+        with_more: "other files",
+        tmp_path / "notes" / "deep" / "mine.txt": "is a file",
+        Path(options().model): "own folder",
+    }
+    for target, says in refused.items():
         with pytest.raises(UserError, match=says):
-            evaluate(options(task="linear_probe", export=target))
+            evaluate(options(task="linear_probe", export=str(target)))
 
 
 def test_classification_without_a_head_says_how_to_get_one(options):
