@@ -107,16 +107,32 @@ def _by_plane(tokens: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarr
     """Sum, sum of squares, minimum and maximum per channel of some tokens after others, by OpenCV's vector code."""
     import cv2
 
-    found, num_channels = [], tokens.shape[1]
+    num_channels = tokens.shape[1]
+    total, squares = [0] * num_channels, [0] * num_channels
+    lowest, highest = [math.inf] * num_channels, [-math.inf] * num_channels
     for start in range(0, len(tokens), _PLANE_TOKENS):
-        part = np.ascontiguousarray(tokens[start : start + _PLANE_TOKENS])
-        planes = [part.reshape(1, -1)] if num_channels == 1 else cv2.split(part.reshape(1, -1, num_channels))
-        total = np.array([round(cv2.sumElems(plane)[0]) for plane in planes])
-        # OpenCV takes a root on the way: rounding undoes it.
-        squares = np.array([round(cv2.norm(plane, cv2.NORM_L2SQR)) for plane in planes])
-        lowest, highest = np.array([cv2.minMaxLoc(plane)[:2] for plane in planes]).astype(tokens.dtype).T
-        found.append((total, squares, lowest, highest))
-    return found
+        for channel, plane in enumerate(_planes(tokens[start : start + _PLANE_TOKENS])):
+            total[channel] += round(cv2.sumElems(plane)[0])
+            # OpenCV takes a root on the way: rounding undoes it.
+            squares[channel] += round(cv2.norm(plane, cv2.NORM_L2SQR))
+            least, most, _, _ = cv2.minMaxLoc(plane)
+            lowest[channel], highest[channel] = min(lowest[channel], least), max(highest[channel], most)
+    return [(np.array(total), np.array(squares), np.array(lowest, np.int64), np.array(highest, np.int64))]
+
+
+def _planes(tokens: np.ndarray) -> list[np.ndarray]:
+    """Each channel of ``[n, channels]`` as ``[1, n]``, in memory that a thread keeps: fresh memory costs the most."""
+    import cv2
+
+    num_tokens, num_channels = tokens.shape
+    if num_channels == 1:
+        return [np.ascontiguousarray(tokens).reshape(1, -1)]
+    kept: dict[tuple[int, str], np.ndarray] = _LOCAL.__dict__.setdefault("planes", {})
+    shape = (num_channels, tokens.dtype.str)
+    if shape not in kept:
+        kept[shape] = np.empty((num_channels, 1, _PLANE_TOKENS), tokens.dtype)
+    planes = [plane[:, :num_tokens] for plane in kept[shape]]
+    return list(cv2.split(np.ascontiguousarray(tokens).reshape(1, -1, num_channels), planes))
 
 
 def _by_column(tokens: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
