@@ -12,6 +12,7 @@ from types import TracebackType
 import torch
 
 from pipeline.errors import UserError
+from pipeline.ingest.ahead import FetchAhead
 from pipeline.ingest.options import IngestOptions
 from pipeline.ingest.order import ExampleOrder
 from pipeline.shards.reader import ShardReader
@@ -76,6 +77,7 @@ class BatchLoader:
         self._batches = _global_batches(global_batch_size, start_examples, end_examples)
         self._options = options or IngestOptions()
         self._threads = ThreadPoolExecutor(self._options.threads, thread_name_prefix="ingest")
+        self._ahead = self._fetch_ahead(global_batch_size, start_examples, end_examples)
         self._pending: deque[Future[LoadedBatch]] = deque()
         self._closed = False
         self.examples_consumed = start_examples
@@ -107,6 +109,8 @@ class BatchLoader:
         for future in self._pending:
             future.cancel()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        if self._ahead is not None:
+            self._ahead.close()
         self._pending.clear()
 
     def __enter__(self) -> BatchLoader:
@@ -128,6 +132,8 @@ class BatchLoader:
             if batch is None:
                 return
             self._pending.append(self._threads.submit(self._load, *batch))
+            if self._ahead is not None:
+                self._ahead.advance(sum(batch))
 
     def _load(self, start: int, count: int) -> LoadedBatch:
         indices, epochs = self._order.worker_part(start, count, *self._worker)
@@ -143,6 +149,14 @@ class BatchLoader:
             start + count,
             wait_seconds=0.0,
         )
+
+    def _fetch_ahead(self, global_batch_size: int, start: int, end: int | None) -> FetchAhead | None:
+        if self._reader.cache_examples is None:
+            return None
+        ahead_examples = max(self._order.window_examples, global_batch_size)
+        batches = _global_batches(global_batch_size, start, end)
+        threads = self._options.fetch_threads
+        return FetchAhead(self._reader, self._order, batches, self._worker, ahead_examples, threads)
 
     def _allocate(self, count: int) -> dict[str, torch.Tensor]:
         if not self._pin_memory:

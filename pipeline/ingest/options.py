@@ -22,6 +22,8 @@ class IngestOptions:
     """Batches made ahead; memory is (prefetch_batches + 1) times the bytes of a worker's batch."""
     threads: int = 2
     """Threads of one worker that read and check examples."""
+    fetch_threads: int = 4
+    """Threads of one worker that fetch record batches of remote shards before they are needed, a window ahead."""
     cache: CacheOptions = field(default_factory=CacheOptions)
     """Where record batches of remote shards are kept on this machine."""
 
@@ -32,6 +34,7 @@ class IngestOptions:
             ("window_blocks", self.window_blocks),
             ("prefetch_batches", self.prefetch_batches),
             ("threads", self.threads),
+            ("fetch_threads", self.fetch_threads),
         ):
             if value < 1:
                 raise UserError(f"ingest.{key}={value} must be 1 or more")

@@ -54,6 +54,14 @@ class ExampleOrder:
         self._permutation = lru_cache(maxsize=4)(self._epoch_permutation)
         self._windows = lru_cache(maxsize=4)(self._epoch_windows)
 
+    @property
+    def window_examples(self) -> int:
+        """How many positions in a row share the record batches of a window; 0 unless the order is ``blocks``."""
+        if self.kind != "blocks" or self._bounds is None:
+            return 0
+        num_blocks = len(self._bounds) - 1
+        return -(-self.num_examples * min(self._window_blocks, num_blocks) // num_blocks)
+
     def indices(self, start: int, count: int) -> np.ndarray:
         """The examples at stream positions ``start … start+count-1``, int64 ``[count]``."""
         positions = np.arange(start, start + count, dtype=np.int64)

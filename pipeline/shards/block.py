@@ -54,6 +54,11 @@ class Block:
         view: np.ndarray = self._tokens[name][row]
         return view
 
+    def places(self, row: int) -> list[tuple[int, int]]:
+        """Address and size in bytes of one row's tokens, by modality."""
+        sizes = ((view.ctypes.data, view[0].nbytes) for view in self._tokens.values())
+        return [(address + row * size, size) for address, size in sizes]
+
     def present(self, name: str, row: int) -> bool:
         """Whether the row has this modality."""
         return bool(self._present[name][row])

@@ -7,7 +7,7 @@ import resource
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from threading import Lock
+from threading import Lock, local
 
 import pyarrow as pa
 
@@ -18,6 +18,8 @@ from pipeline.shards.manifest import Manifest
 from pipeline.shards.record import ShardRecord
 from pipeline.shards.schema import ModalitySpec, shard_schema
 from pipeline.storage import join, local_path
+
+_ASKED_FOR_BYTES = 1 << 16  # the system reads this much around a byte that is missing, asked or not
 
 
 class OpenShard:
@@ -37,7 +39,8 @@ class OpenShard:
                 size = stream.seek(0, 2)
                 if size != record.bytes:
                     raise DataError(f"{record.name} has {size} bytes, the manifest says {record.bytes}")
-                self._buffer = pa.py_buffer(mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ))
+                self._map = mmap.mmap(stream.fileno(), 0, prot=mmap.PROT_READ)
+                self._buffer = pa.py_buffer(self._map)
         except FileNotFoundError as error:
             raise DataError(f"{record.name} is missing") from error
         except OSError as error:
@@ -60,6 +63,18 @@ class OpenShard:
             block = self._blocks[index] = Block(batch, self._specs)
         return block
 
+    def ask(self, index: int, rows: Sequence[int]) -> None:
+        """Have the system start reading the tokens of some rows of record batch ``index``.
+
+        Raises:
+            DataError: the record batch is not what was written.
+        """
+        block = self.block(index)
+        for address, size in (place for row in rows for place in block.places(row)):
+            if size >= _ASKED_FOR_BYTES:
+                into_page = (address - self._buffer.address) % mmap.PAGESIZE
+                self._map.madvise(mmap.MADV_WILLNEED, address - self._buffer.address - into_page, into_page + size)
+
 
 class LocalBlocks:
     """The record batches of a local dataset; at most ``max_open`` shards stay mapped."""
@@ -70,11 +85,26 @@ class LocalBlocks:
         self._shards = shards
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
         self._lock = Lock()
+        self._thread = local()
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_open = max(8, min(1024, descriptors // 2))
 
     def block(self, shard: int, index: int) -> Block:
         """Record batch ``index`` of shard number ``shard``."""
+        return self._shard(shard).block(index)
+
+    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        """Say which rows this thread reads next: those on the disk are then read at once, not one after the other.
+
+        Nothing is asked for while the memory of the system holds what this thread reads; asking takes time, too.
+        """
+        reads, before = _disk_reads(), getattr(self._thread, "disk_reads", None)
+        self._thread.disk_reads = reads
+        if before is None or reads > before:
+            for shard, index, rows in shards_blocks_rows:
+                self._shard(shard).ask(index, rows)
+
+    def _shard(self, shard: int) -> OpenShard:
         with self._lock:
             opened = self._open.get(shard)
             if opened is None:
@@ -85,7 +115,7 @@ class LocalBlocks:
                     self._open.popitem(last=False)
             else:
                 self._open.move_to_end(shard)
-        return opened.block(index)
+        return opened
 
     def forget(self, shard: int, index: int) -> bool:
         """A local block is the original: there is no second copy to try."""
@@ -95,3 +125,9 @@ class LocalBlocks:
         """Unmap everything that no batch still uses."""
         with self._lock:
             self._open.clear()
+
+
+def _disk_reads() -> int:
+    """How often this thread has had to wait for a disk, or made one read."""
+    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    return usage.ru_majflt + usage.ru_inblock

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,7 +107,9 @@ class ShardReader:
         present = {name: np.zeros(count, bool) for name in self._specs}
         described: list[Description] = [(b"", "", 0.0, ())] * count
         targets = {name: array.data.cast("B") for name, array in arrays.items()} if count else {}
-        for shard, block_index, rows, slots in self._by_block(wanted):
+        groups = list(self._by_block(wanted))
+        self._expect(groups)
+        for shard, block_index, rows, slots in groups:
             self._read_block(shard, block_index, rows, slots, targets, present, described)
         return Batch(
             arrays,
@@ -124,6 +127,27 @@ class ShardReader:
             for name, spec in self._specs.items()
         }
 
+    @property
+    def cache_examples(self) -> int | None:
+        """Examples whose record batches the cache of a remote dataset holds; None for shards on this machine."""
+        if not isinstance(self._blocks, RemoteBlocks):
+            return None
+        return self._blocks.cache_blocks * len(self) // (len(self.block_bounds()) - 1)
+
+    def blocks_of(self, indices: np.ndarray) -> list[tuple[int, int]]:
+        """Shard and record batch of examples ``indices``, each once, in the order in which ``read`` needs them."""
+        return [(shard, index) for shard, index, _, _ in self._by_block(np.asarray(indices, np.int64))]
+
+    def fetch(self, shard: int, block_index: int) -> None:
+        """Bring a record batch of a remote dataset into the cache.
+
+        Raises:
+            DataError: the shard is missing.
+            InfrastructureError: the store does not answer, or the disk is full.
+        """
+        if isinstance(self._blocks, RemoteBlocks):
+            self._blocks.fetch(shard, block_index)
+
     def close(self) -> None:
         """Unmap shards; batches already returned stay valid."""
         self._blocks.close()
@@ -138,6 +162,11 @@ class ShardReader:
         for end in [*ends.tolist(), len(slots)] if len(slots) else []:
             yield int(shards[start]), int(blocks[start]), rows[start:end].tolist(), slots[start:end].tolist()
             start = end
+
+    def _expect(self, groups: Sequence[tuple[int, int, list[int], list[int]]]) -> None:
+        if isinstance(self._blocks, LocalBlocks):
+            with suppress(DataError):  # reading meets it again, and says how to mend it
+                self._blocks.expect([group[:3] for group in groups])
 
     def _read_block(
         self,

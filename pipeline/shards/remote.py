@@ -23,6 +23,8 @@ from pipeline.storage import explain_os_error, join, redact, resolve
 
 _OPEN_FILES = 64
 _OPEN_BLOCKS = 128
+_SPARE = 0.05  # share of the cache that is freed when it is full
+_PROCESSES = 16  # of one machine that may fill the room left in a cache before one of them looks again
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class CacheFolder:
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self._folder = folder
         self._limit_bytes = limit_bytes
+        self._unseen_bytes = 0
+        self._next_look_bytes = 0
 
     def find(self, name: str) -> Path | None:
         """The cached file, marked as used now; None when it is not here."""
@@ -71,7 +75,9 @@ class CacheFolder:
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise explain_os_error(error, str(path)) from error
-        self._evict(keep=path)
+        self._unseen_bytes += len(content)
+        if self._unseen_bytes >= self._next_look_bytes:
+            self._evict(keep=path)
         return path
 
     def drop(self, name: str) -> None:
@@ -79,6 +85,7 @@ class CacheFolder:
         (self._folder / name).unlink(missing_ok=True)
 
     def _evict(self, keep: Path) -> None:
+        """Make room, with some to spare: looking at every file takes longer than a fetch once there are thousands."""
         found = []
         for path in self._folder.rglob("*.batch"):
             try:
@@ -86,13 +93,14 @@ class CacheFolder:
             except FileNotFoundError:  # another process made room too
                 continue
             found.append((status.st_mtime_ns, status.st_size, path))
-        excess = sum(size for _, size, _ in found) - self._limit_bytes
-        for _, size, path in sorted(found):
-            if excess <= 0:
-                return
-            if path != keep:
-                path.unlink(missing_ok=True)
-                excess -= size
+        used = sum(size for _, size, _ in found)
+        if used > self._limit_bytes:
+            for _, size, path in sorted(found):
+                if path != keep and used > self._limit_bytes * (1 - _SPARE):
+                    path.unlink(missing_ok=True)
+                    used -= size
+        self._unseen_bytes = 0
+        self._next_look_bytes = (self._limit_bytes - used) // _PROCESSES
 
 
 class RemoteBlocks:
@@ -120,20 +128,29 @@ class RemoteBlocks:
         self._files: OrderedDict[int, pa.NativeFile] = OrderedDict()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._lock = Lock()
-        self._shard_locks = [Lock() for _ in shards]
+        self._block_locks = [Lock() for _ in range(_OPEN_BLOCKS)]
+        self.cache_blocks = cache.limit_bytes // max(1, largest)
 
     def block(self, shard: int, index: int) -> Block:
         """Record batch ``index`` of shard number ``shard``."""
         key = (shard, index)
         block = self._recall(key)
         if block is None:
-            with self._shard_locks[shard]:  # one thread fetches, the others of this shard find it cached
+            with self._fetching(key):
                 block = self._recall(key) or self._open(shard, index)
             with self._lock:
                 self._blocks[key] = block
                 if len(self._blocks) > _OPEN_BLOCKS:
                     self._blocks.popitem(last=False)
         return block
+
+    def fetch(self, shard: int, index: int) -> None:
+        """Put a record batch into the cache, without opening it, if it is not there."""
+        name = self._name(shard, index)
+        if self._recall((shard, index)) is None and self._cache.find(name) is None:
+            with self._fetching((shard, index)):
+                if self._cache.find(name) is None:
+                    self._cache.store(name, self._fetch(shard, self._shards[shard].batches[index]))
 
     def forget(self, shard: int, index: int) -> bool:
         """Drop the local copy of a block whose row did not match, so that it is fetched again."""
@@ -150,6 +167,10 @@ class RemoteBlocks:
 
     def _name(self, shard: int, index: int) -> str:
         return f"{self._prefix}/{self._shards[shard].name.removesuffix('.arrow')}-{index:05d}.batch"
+
+    def _fetching(self, key: tuple[int, int]) -> Lock:
+        """One thread fetches a record batch, the others that want it wait and find it cached."""
+        return self._block_locks[hash(key) % len(self._block_locks)]
 
     def _recall(self, key: tuple[int, int]) -> Block | None:
         with self._lock:

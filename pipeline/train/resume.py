@@ -21,8 +21,8 @@ from pipeline.train.options import PretrainOptions
 MAY_CHANGE = (
     "shards", "storage", "resume", "dry_run", "run", "duration", "scale", "checkpoint", "validation", "metrics",
     "figures", "tracking", "ray", "guards", "batch.per_worker_size", "ingest.prefetch_batches", "ingest.threads",
-    "ingest.cache", "engine.kind", "engine.stage", "engine.offload_optimizer", "engine.activation_checkpointing",
-    "engine.compile", "engine.cuda_graphs", "engine.collective_timeout_seconds",
+    "ingest.fetch_threads", "ingest.cache", "engine.kind", "engine.stage", "engine.offload_optimizer",
+    "engine.activation_checkpointing", "engine.compile", "engine.cuda_graphs", "engine.collective_timeout_seconds",
 )  # fmt: skip
 
 RUN_LOCK = ".run.lock"
