@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from pipeline.errors import InfrastructureError, UserError
+from pipeline.scratch import ScratchFolder
 
 # A secret may hold a slash that nobody escaped; what looks like a port and a path is none.
 _SECRET_IN_URI = re.compile(
@@ -134,8 +134,8 @@ def folder_here(location: str) -> Iterator[Path]:
     if is_local(location):
         yield local_path(location)
         return
-    with tempfile.TemporaryDirectory(prefix="hip-") as temporary:
-        here = Path(temporary, *resolve(location)[1].split("/")[-3:])
+    with ScratchFolder("copy") as folder:
+        here = folder.joinpath(*resolve(location)[1].split("/")[-3:])
         for info in list_files(location):
             download(join(location, info.base_name), here / info.base_name)
         yield here

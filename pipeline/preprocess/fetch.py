@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
+from pipeline.scratch import ScratchFolder
 from pipeline.storage import download, is_local, local_path, resolve
 
 
@@ -21,6 +21,7 @@ def local_copy(location: str) -> Iterator[str]:
         yield str(local_path(location))
         return
     suffix = "".join(PurePosixPath(resolve(location)[1]).suffixes[-2:])
-    with tempfile.NamedTemporaryFile(prefix="hip_media_", suffix=suffix) as copy:
-        download(location, Path(copy.name))
-        yield copy.name
+    with ScratchFolder("media") as folder:
+        copy = folder / f"source{suffix}"
+        download(location, copy)
+        yield str(copy)

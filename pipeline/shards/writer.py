@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import fs
 
+from pipeline.scratch import ScratchFolder
 from pipeline.shards.checksum import HashingSink
 from pipeline.shards.columns import RowBuffer, check_row
 from pipeline.shards.framing import describe_batches
@@ -48,13 +49,14 @@ class ShardWriter:
         self._sums: dict[str, ChannelSums] = {}
         schema = shard_schema(self._specs, metadata or {})
         self._buffer = RowBuffer(self._specs, schema, self._batch_rows)
-        here = local_path(self._folder) if is_local(self._folder) else Path(tempfile.gettempdir())
-        self._temporary = here / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
+            self._scratch = None if is_local(self._folder) else ScratchFolder("shard")
+            here = local_path(self._folder) if self._scratch is None else self._scratch.path
             here.mkdir(parents=True, exist_ok=True)
+            self._temporary = here / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
             self._file = self._temporary.open("wb", buffering=0)
         except OSError as error:
-            raise explain_os_error(error, self._folder) from error
+            raise explain_os_error(error, self._folder if is_local(self._folder) else tempfile.gettempdir()) from error
         self._sink = HashingSink(self._file)
         self._ipc = pa.ipc.new_file(self._sink, schema, options=pa.ipc.IpcWriteOptions(use_threads=False))
 
@@ -103,6 +105,8 @@ class ShardWriter:
         """Drop what was written so far."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
+        if self._scratch is not None:
+            self._scratch.close()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -126,13 +130,13 @@ class ShardWriter:
         self._buffer.clear()
 
     def _publish(self) -> None:
-        if is_local(self._folder):
+        if self._scratch is None:
             self._temporary.replace(local_path(self._folder) / self.name)
             _sync_folder(local_path(self._folder))
             return
         system, path = resolve(join(self._folder, self.name))
         fs.copy_files(str(self._temporary), path, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
-        self._temporary.unlink()
+        self._scratch.close()
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 import threading
 import time
 import uuid
-import weakref
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -28,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from pipeline.errors import HipError, InfrastructureError, UserError
+from pipeline.scratch import ScratchFolder
 from pipeline.storage import (
     download,
     explain_os_error,
@@ -94,9 +93,8 @@ class NamedStates(Mapping[str, ParameterState]):
     def __init__(self, folder: str) -> None:
         self._where: dict[str, Path] = {}
         remote = not is_local(folder)
-        here = Path(tempfile.mkdtemp(prefix="hip-checkpoint-")) if remote else local_path(folder)
-        if remote:
-            weakref.finalize(self, shutil.rmtree, here, ignore_errors=True)
+        self._scratch = ScratchFolder("checkpoint") if remote else None  # deleted with this object
+        here = local_path(folder) if self._scratch is None else self._scratch.path
         for name in sorted(name for name in files_of(folder) if name.startswith("optimizer/part-")):
             part = here / name
             if remote:
@@ -141,7 +139,7 @@ class _Snapshot:
     """One worker's share of a moment, on the host: nothing in it changes while it is written."""
 
     target: str
-    staging: Path
+    staging: Path | None  # shared by all workers; none where the run is elsewhere
     mine: Weights
     weights: Weights  # all of them on rank 0, for the portable model
     average: Weights | None
@@ -188,7 +186,7 @@ class CheckpointWriter:
         mine, weights = self._collect(engine)
         snapshot = _Snapshot(
             target=join(self.run_folder, "checkpoints", checkpoint_name(state.step)),
-            staging=staging_folder(self.run_folder, token, self.rank),
+            staging=staging_folder(self.run_folder, token),
             mine=mine,
             weights=weights,
             average=None if average is None else {name: _to_host(value) for name, value in average.items()},
@@ -227,7 +225,7 @@ class CheckpointWriter:
             if not trouble:
                 self._prune_or_say_why_not()
         trouble = _same_everywhere(trouble, self.workers, self._group)
-        if self.rank == 0 or not is_local(self.run_folder):
+        if self.rank == 0 and snapshot.staging is not None:
             shutil.rmtree(snapshot.staging, ignore_errors=True)
         self._trouble = trouble
         if not trouble:
@@ -249,22 +247,25 @@ class CheckpointWriter:
     def _write_share(self, snapshot: _Snapshot) -> str | None:
         """Write this worker's files; returns what went wrong, whatever it was, for the others wait for an answer."""
         try:
-            self._write_files(snapshot)
-            if not is_local(self.run_folder):
-                upload(snapshot.staging, snapshot.target)
+            if snapshot.staging is not None:
+                self._write_files(snapshot, snapshot.staging)
+                return None
+            with ScratchFolder("checkpoint") as staging:
+                self._write_files(snapshot, staging)
+                upload(staging, snapshot.target)
         except OSError as error:
             return str(explain_os_error(error, redact(snapshot.target)))
         except Exception as error:
             return str(error) if isinstance(error, HipError) else f"{type(error).__name__}: {error}"
         return None
 
-    def _write_files(self, snapshot: _Snapshot) -> None:
-        optimizer = snapshot.staging / "optimizer"
+    def _write_files(self, snapshot: _Snapshot, staging: Path) -> None:
+        optimizer = staging / "optimizer"
         optimizer.mkdir(parents=True, exist_ok=True)
         save_file(dict(snapshot.mine), optimizer / f"part-{self.rank:05d}-of-{self.workers:05d}.safetensors")
         if self.rank == 0:
-            self.export(snapshot.weights, snapshot.average, snapshot.staging)
-            (snapshot.staging / STATE).write_bytes(snapshot.state)
+            self.export(snapshot.weights, snapshot.average, staging)
+            (staging / STATE).write_bytes(snapshot.state)
 
     def prune(self) -> None:
         """Delete what the options do not keep, and what killed writers left behind."""

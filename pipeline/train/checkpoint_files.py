@@ -6,7 +6,6 @@ import json
 import logging
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 from pyarrow import fs
@@ -39,11 +38,9 @@ def files_of(folder: str) -> dict[str, int]:
     return sizes
 
 
-def staging_folder(run_folder: str, token: str, rank: int) -> Path:
-    """Where a checkpoint is written first: beside its place, shared by all workers, or on this machine for a URI."""
-    if is_local(run_folder):
-        return local_path(run_folder) / "checkpoints" / f".writing-{token}"
-    return Path(tempfile.gettempdir()) / f"hip-checkpoint-{token}-{rank}"
+def staging_folder(run_folder: str, token: str) -> Path | None:
+    """Where all workers write a checkpoint first, beside its place; none for a URI, where nothing can be renamed."""
+    return local_path(run_folder) / "checkpoints" / f".writing-{token}" if is_local(run_folder) else None
 
 
 def upload(staging: Path, target: str) -> None:
@@ -55,10 +52,10 @@ def upload(staging: Path, target: str) -> None:
         fs.copy_files(str(file), place, source_filesystem=fs.LocalFileSystem(), destination_filesystem=system)
 
 
-def publish(staging: Path, target: str, workers: int) -> str | None:
+def publish(staging: Path | None, target: str, workers: int) -> str | None:
     """Give a checkpoint whose files are all there its name; returns what went wrong."""
     try:
-        if not is_local(target):
+        if staging is None:
             system, path = resolve(target)
             files = [info for info in system.get_file_info(fs.FileSelector(path, recursive=True)) if info.is_file]
             sizes = {info.path.removeprefix(path).lstrip("/"): info.size for info in files}
