@@ -73,6 +73,7 @@ CUDA_CONTEXT_BYTES = Constant(1.0 * 2**30, "B", "CUDA context and libraries of o
 PROCESS_BYTES = Constant(0.43 * 2**30, "B", "a training process without model and activations, measured")
 RAY_BYTES = Constant(0.1 * 2**30, "B", "what Ray adds to a process, measured")
 UPDATE_BYTES = Constant(8, "B a parameter", "temporary tensors of torch's AdamW, once activations are gone, measured")
+MESSAGE_BYTES = Constant(4, "B a parameter", "DeepSpeed's buffer of gradients on their way, from its source")
 SHARD_BYTES = Constant(512e6, "B", "default of hip preprocess")
 DECODE_SECONDS = {
     256: Constant(1 / 9.0, "core-s a clip", "2.56 s clips of 256p H.264 to 8 frames of 224 and 48 kHz, measured"),

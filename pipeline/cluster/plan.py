@@ -16,6 +16,7 @@ from pipeline.cluster.constants import (
     DECODE_SECONDS,
     DECODED_CLIP_SECONDS,
     DEVICES,
+    MESSAGE_BYTES,
     PROCESS_BYTES,
     RAY_BYTES,
     READ_BYTES_PER_SECOND,
@@ -157,7 +158,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
         state_bytes=state,
         activation_bytes=activations,
         recomputes=config.activation_checkpointing != "none",
-        memory_bytes=_memory(options, state, activations, cost.parameters),
+        memory_bytes=_memory(options, state, activations, cost.parameters, workers),
         device_memory_bytes=int(device.memory.value * GIB),
         compute_seconds_per_step=compute,
         read_seconds_per_step=read,
@@ -236,8 +237,10 @@ def _compute_seconds(
     return max(device.launch_seconds.value, examples * seconds / device.roofline_share.value + update)
 
 
-def _memory(options: PlanOptions, state: int, activations: int, parameters: int) -> int:
+def _memory(options: PlanOptions, state: int, activations: int, parameters: int, workers: int) -> int:
     """The most that a worker holds at once."""
+    if workers > 1:
+        activations += int(MESSAGE_BYTES.value * parameters)
     if options.plan.device == "cpu_core":
         process = PROCESS_BYTES.value + (RAY_BYTES.value if options.scale.workers else 0)
         return int(process + state + max(activations, UPDATE_BYTES.value * parameters))

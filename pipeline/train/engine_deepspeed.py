@@ -24,6 +24,8 @@ from pipeline.train.engine import MOMENTS, ParameterState, StepResult, count_ste
 from pipeline.train.optim import FiniteStep, build_optimizer, empty_moments, parameter_groups, set_learning_rate
 from pipeline.train.options import EngineOptions, OptimOptions
 
+_LARGEST_BUCKET = 500_000_000  # gradients that go in one message, DeepSpeed's default
+
 
 class _LossFirst(nn.Module):
     """Puts the loss where DeepSpeed attaches its backward hooks: it looks into tuples, not into dataclasses."""
@@ -57,6 +59,7 @@ class DeepSpeedEngine:
         self._options = options
         self._stage = options.stage
         self._trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        trained_parameters = sum(parameter.numel() for parameter in self._trained.values())
         kept_buffers = {name: value.clone() for name, value in module.named_buffers()}
         self._optimizer = build_optimizer(parameter_groups(self._trained.items(), optim), optim)
         if self._stage == 0 and options.precision == "fp32":  # the one case in which DeepSpeed does not check gradients
@@ -65,7 +68,7 @@ class DeepSpeedEngine:
         self._engine = deepspeed.initialize(
             model=_LossFirst(module),
             optimizer=self._optimizer,
-            config=deepspeed_config(options, micro_batch_size, accumulation_steps, self._workers),
+            config=deepspeed_config(options, micro_batch_size, accumulation_steps, self._workers, trained_parameters),
             dist_init_required=False,
         )[0]
         if self._stage == 0 and self._workers == 1:  # else every gradient is copied into a message to nobody, and back
@@ -183,11 +186,13 @@ def end_process_group() -> None:
 
 
 def deepspeed_config(
-    options: EngineOptions, micro_batch_size: int, accumulation_steps: int, workers: int
+    options: EngineOptions, micro_batch_size: int, accumulation_steps: int, workers: int, trained_parameters: int
 ) -> dict[str, Any]:
     """The DeepSpeed configuration that our options stand for."""
     guarded_by_us = options.stage == 0 and options.precision == "fp32"
     zero: dict[str, Any] = {"stage": options.stage, "contiguous_gradients": True, "overlap_comm": False}
+    # ZeRO keeps a float32 buffer of this many gradients on the device: 2 GB by default, five times our models.
+    zero["reduce_bucket_size"] = min(_LARGEST_BUCKET, trained_parameters)
     if options.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     config: dict[str, Any] = {
