@@ -129,5 +129,5 @@ class LocalBlocks:
 
 def _disk_reads() -> int:
     """How often this thread has had to wait for a disk, or made one read."""
-    usage = resource.getrusage(resource.RUSAGE_THREAD)
+    usage = resource.getrusage(getattr(resource, "RUSAGE_THREAD", resource.RUSAGE_SELF))  # Linux knows of threads
     return usage.ru_majflt + usage.ru_inblock
