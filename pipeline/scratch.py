@@ -12,22 +12,23 @@ from functools import cache
 from pathlib import Path
 from types import TracebackType
 
-_PREFIX = "hip-scratch-"
+_PREFIX = ".hip-scratch-"
 _LOCK = "owner.lock"
 
 
 class ScratchFolder:
-    """A folder below the system's temporary folder, deleted by ``close``, at the end of a ``with`` or of the process.
+    """A folder in ``parent``, deleted by ``close``, at the end of a ``with`` or of the process.
 
-    A killed process deletes nothing: what it left is deleted by the next process of the machine that makes such a
-    folder. It finds out by a lock that the kernel drops when its holder dies. Where nothing can be locked, nothing is
-    taken for a leftover.
+    ``parent`` is the system's temporary folder, or one from which the result is then moved to its place. A killed
+    process deletes nothing: what it left is deleted by the next process that makes such a folder there. It finds out
+    by a lock that the kernel drops when its holder dies. Where nothing can be locked, nothing is taken for a leftover.
     """
 
-    def __init__(self, purpose: str) -> None:
-        _sweep_up(tempfile.gettempdir())
+    def __init__(self, purpose: str, parent: Path | None = None) -> None:
+        place = str(parent or tempfile.gettempdir())
+        _sweep_up(place)
         while True:
-            self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-"))
+            self._folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{purpose}-", dir=place))
             try:
                 descriptor = _lock(self._folder, os.O_CREAT)
                 break
@@ -51,8 +52,8 @@ class ScratchFolder:
 
 
 @cache  # once a process: the folder may have thousands of entries
-def _sweep_up(temporary: str) -> None:
-    for folder in Path(temporary).glob(f"{_PREFIX}*"):
+def _sweep_up(place: str) -> None:
+    for folder in Path(place).glob(f"{_PREFIX}*"):
         with suppress(OSError):  # in use, another user's, or not locked at all
             descriptor = _lock(folder, 0)
             if descriptor is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
-from pathlib import Path
 
 from hip_model.export import WEIGHTS_FILE, save_pretrained
 from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.evaluate.head import Head, save_head
 from pipeline.evaluate.loaded import LoadedModel
+from pipeline.scratch import ScratchFolder
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +39,8 @@ def export_model(target: str, loaded: LoadedModel, head: Head) -> str:
     if storage.is_local(target):
         near = storage.local_path(target).parent
         near.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=near, prefix=".export_") as temporary:
-        made = Path(temporary) / "model"
+    with ScratchFolder("export", near) as folder:
+        made = folder / "model"
         save_pretrained(loaded.model, made, metadata)
         save_head(head, made)
         if near is None:

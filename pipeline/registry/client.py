@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import InfrastructureError, UserError, nearest
+from pipeline.scratch import ScratchFolder
 from pipeline.storage import redact
 from pipeline.tracking.options import TrackingOptions, resolve_uri
 from pipeline.tracking.server import Server
@@ -77,9 +77,9 @@ def local_artifacts(uri: str, source: str, cached: Path) -> Path:
     if cached.is_dir():
         return cached
     cached.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=cached.parent, prefix=".download_") as temporary:
+    with ScratchFolder("download", cached.parent) as folder:
         try:
-            copy = Path(download_artifacts(artifact_uri=source, dst_path=temporary, tracking_uri=uri))
+            copy = Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=uri))
         except Exception as error:  # of MLflow, of the artifact store's client, of the network
             what = redact(f"{type(error).__name__}: {error}")
             raise InfrastructureError(f"the model at {redact(source)} cannot be fetched: {what}") from error

@@ -73,7 +73,7 @@ def test_a_process_that_ends_leaves_nothing(temporary: Path) -> None:
 def test_what_a_killed_process_left_is_deleted_by_the_next_and_what_is_in_use_is_kept(temporary: Path) -> None:
     killed, left = start(temporary, "wait")
     living, used = start(temporary, "wait")
-    other = temporary / "hip-scratch-without-a-lock"
+    other = temporary / ".hip-scratch-without-a-lock"
     other.mkdir()
     try:
         killed.send_signal(signal.SIGKILL)
@@ -86,6 +86,19 @@ def test_what_a_killed_process_left_is_deleted_by_the_next_and_what_is_in_use_is
     finally:
         living.kill()
         living.wait()
+
+
+def test_a_folder_beside_its_place_is_swept_there(tmp_path: Path) -> None:
+    folder = ScratchFolder("download", tmp_path)
+    (folder.path / "model.bin").write_text("weights")
+    (folder.path / "model.bin").replace(tmp_path / "model.bin")
+    left = tmp_path / ".hip-scratch-killed"
+    left.mkdir()
+    (left / "owner.lock").touch()
+    scratch._sweep_up.cache_clear()
+    ScratchFolder("download", tmp_path).close()
+    folder.close()
+    assert names(tmp_path) == ["model.bin"]
 
 
 def test_the_folder_of_a_process_is_not_deleted_by_its_fork(temporary: Path) -> None:
