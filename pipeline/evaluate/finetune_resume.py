@@ -17,8 +17,9 @@ from pipeline.evaluate.head import load_head
 from pipeline.evaluate.transfer import Start
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state
+from pipeline.train.differences import differences, flatten
 from pipeline.train.plan import code_version
-from pipeline.train.resume import RunRecord, flatten, without_keys
+from pipeline.train.resume import RunRecord, without_keys
 
 logger = logging.getLogger(__name__)
 
@@ -68,12 +69,7 @@ def previous_checkpoint(options: FinetuneOptions, start: Start, folder: str, man
     if options.resume == "never":
         raise UserError(f"resume=never, but {shown} has a run; choose another run.name, or resume=auto to continue it")
     state, now = read_state(found), defining(options, start)
-    then = state.options
-    lines = [
-        f"{key}: {then.get(key, '(absent)')} then, {now.get(key, '(absent)')} now"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
-    ]
+    lines = differences(state.options, now, FinetuneOptions)
     if state.fingerprint != manifest.fingerprint:
         lines.append(f"dataset fingerprint: {state.fingerprint[:19]} then, {manifest.fingerprint[:19]} now")
     if lines:

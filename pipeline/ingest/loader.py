@@ -42,8 +42,9 @@ class BatchLoader:
 
     Rank ``r`` of ``world_size`` gets its part of each global batch; parts may differ by one example, so any number of
     workers reads the same global batches. With ``end_examples`` the last global batch is short, and a part of it may be
-    empty. Memory: ``options.prefetch_batches + 1`` parts, beside the one in the caller's hands. An error in a thread is
-    raised by the ``next`` that would have returned its batch. Close it, or use it as a context manager.
+    empty. Memory: ``options.prefetch_batches + 1`` parts, beside the one in the caller's hands; of remote shards also
+    a record batch (24 MB) in each of ``options.fetch_threads``. An error in a thread is raised by the ``next`` that
+    would have returned its batch. Close it, or use it as a context manager.
 
     Raises:
         UserError: fewer examples in a global batch than workers, or a position that is not one.

@@ -15,6 +15,7 @@ from pipeline.errors import UserError
 from pipeline.folder_lock import folder_lock
 from pipeline.storage import exists, join, read_bytes, redact, write_atomic
 from pipeline.train.checkpoint import latest_checkpoint
+from pipeline.train.differences import differences, flatten
 from pipeline.train.options import PretrainOptions
 
 # What may change between the starts of one run without changing what it computes, but for summation order and length.
@@ -79,17 +80,6 @@ def without_credentials(values: Any) -> Any:
     if isinstance(values, list):
         return [without_credentials(value) for value in values]
     return redact(values) if isinstance(values, str) else values
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def defining(values: dict[str, Any]) -> dict[str, Any]:
@@ -157,12 +147,7 @@ def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> 
 
 def differing(found: RunRecord, fresh: RunRecord) -> list[str]:
     """One line per option that keeps a run from being continued."""
-    before, now = defining(found.options), defining(fresh.options)
-    lines = [
-        f"{key}: {before.get(key, '(absent)')} then, {now.get(key, '(absent)')} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
+    lines = differences(defining(found.options), defining(fresh.options), PretrainOptions)
     if found.fingerprint != fresh.fingerprint:
         lines.append(f"dataset fingerprint: {found.fingerprint[:19]} then, {fresh.fingerprint[:19]} now")
     return lines

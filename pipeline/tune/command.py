@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from pipeline.train.differences import flatten
 from pipeline.train.options import PretrainOptions
-from pipeline.train.resume import flatten, options_to_dict
+from pipeline.train.resume import options_to_dict
 from pipeline.tune.candidates import plain_pretrain_options
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.results import TrialResult

@@ -16,7 +16,8 @@ from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path, redact
 from pipeline.train.build import TRAIN, modalities_of
-from pipeline.train.resume import flatten, without_keys
+from pipeline.train.differences import differences, flatten
+from pipeline.train.resume import without_keys
 from pipeline.tune.candidates import (
     GIB,
     UNITS,
@@ -101,7 +102,8 @@ class PreparedSearch:
                 f"search {self.name} exists in {redact(self.folder)} and resume=never; "
                 "choose another search.name, or resume=auto to go on with it"
             )
-        lines = _differences(found["description"], json.loads(json.dumps(self.description, default=str)))
+        then, now = ({**about, "space": None} for about in (found["description"], _plain(self.description)))
+        lines = differences(then, now, TuneOptions)  # the space is told by its keys, not twice
         if lines:
             raise UserError(
                 f"search {self.name} in {redact(self.folder)} is another search:\n  " + "\n  ".join(lines) + "\n"
@@ -190,19 +192,14 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
 
 
 def _describe(options: TuneOptions, space: Space, fingerprints: list[str]) -> dict[str, Any]:
-    kept = without_keys(flatten(json.loads(json.dumps(asdict(options), default=str))), _MAY_CHANGE)
+    kept = without_keys(flatten(_plain(asdict(options))), _MAY_CHANGE)
     return {**kept, "space": space.describe(), "fingerprint": ", ".join(fingerprints)}
 
 
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """One line per value that is not the same; the space is told by its keys, not twice."""
-    keys = sorted((before.keys() | now.keys()) - {"space"})
-    missing = "(absent)"
-    return [
-        f"{key}: {before.get(key, missing)} then, {now.get(key, missing)} now"
-        for key in keys
-        if before.get(key) != now.get(key)
-    ]
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from a JSON file."""
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def _figures(candidate: Candidate) -> str:
