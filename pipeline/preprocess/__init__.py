@@ -1,0 +1,1 @@
+"""From raw media to token shards: list, identify, decode in a box, align, flatten; nothing lost, nothing twice."""

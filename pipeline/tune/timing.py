@@ -80,6 +80,7 @@ class StepTimer:
         self._seconds: float | None = None
 
     def __call__(self, config: ModelConfig, options: PretrainOptions) -> float:
+        """Time ``config`` beside the reference, now."""
         if self._seconds is None:
             self._seconds = self._compare(self._reference, self._reference, self._manifest).reference_seconds
         if (config, options) == self._reference:
