@@ -1,1 +1,1 @@
-"""The defaults and presets of every verb, one YAML file or group each; ``pipeline.config`` reads them as package data."""
+"""Defaults and presets of every verb, one YAML file or group each; ``pipeline.config`` reads them as package data."""
