@@ -11,6 +11,7 @@ from typing import Any
 
 from hip_model.accounting import activation_bytes, optimizer_bytes
 from pipeline.errors import UserError
+from pipeline.ingest.options import IngestOptions
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import is_local, join, local_path
 from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config, trained_config
@@ -38,6 +39,7 @@ class Plan:
     activation_bytes_per_worker: int
     checkpoint_bytes: int
     engine: str
+    reading: str  # empty where the shards are on this machine
 
 
 def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
@@ -80,6 +82,23 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         activation_bytes_per_worker=_activation_bytes(autoencoder.model, options, workers),
         checkpoint_bytes=parameters * 16,
         engine=f"{options.engine.kind}{zero} {options.engine.precision}{recomputes}",
+        reading="" if is_local(options.shards) else reading(options.ingest, manifest),
+    )
+
+
+def reading(ingest: IngestOptions, manifest: Manifest) -> str:
+    """What training fetches from elsewhere, and how often, in words."""
+    shards = manifest.shards_of(TRAIN)
+    size, limit = sum(shard.bytes for shard in shards), ingest.cache.limit_gib
+    amount = f"{size / 2**30:.3g} GiB from elsewhere"
+    if size <= ingest.cache.limit_bytes:
+        return f"{amount}, fetched once and kept by each machine (ingest.cache.limit_gib={limit:g})"
+    if ingest.order == "blocks":
+        return f"{amount} an epoch, each record batch about once; each machine keeps {limit:g} GiB"
+    block = max(batch.bytes for shard in shards for batch in shard.batches)
+    return (
+        f"{amount}, any example next, and a machine keeps {limit:g} GiB: most examples fetch {block / 2**20:.3g} MiB; "
+        "set ingest.order=blocks, or a larger ingest.cache.limit_gib"
     )
 
 
@@ -106,6 +125,7 @@ def describe(planned: Plan) -> str:
             f"({planned.workers} workers, {planned.accumulation_steps} micro-batches each)",
         ),
         ("engine", f"{planned.engine}, peak learning rate {planned.peak_learning_rate:.3g}"),
+        *([("reading", planned.reading)] if planned.reading else []),
         ("compute", f"{flops / 1e9:.3g} GFLOP an example, {total_flops / 1e15:.3g} PFLOP in all"),
         ("memory", f"{planned.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and moments a worker"),
         ("", f"about {planned.activation_bytes_per_worker / 2**30:.2f} GiB of activations"),
