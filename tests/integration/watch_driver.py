@@ -54,7 +54,7 @@ def scrape(folder: Path) -> None:
     wanted = {PREFIX + name for name in METRICS}
     seen: dict[str, float] = {}
     deadline = time.monotonic() + _SECONDS
-    while time.monotonic() < deadline and not wanted <= {key.partition("{")[0] for key in seen}:
+    while time.monotonic() < deadline and not is_all(seen, wanted):
         time.sleep(0.5)
         try:
             with urllib.request.urlopen(place, timeout=10) as answer:
@@ -66,6 +66,14 @@ def scrape(folder: Path) -> None:
                 seen[match[1] + (match[2] or "")] = float(match[3])
     (folder / "scraped.json").write_text(json.dumps(seen))
     write_atomic(str(folder / "runs" / "watched" / "stop"), b"")
+
+
+def is_all(seen: dict[str, float], wanted: set[str]) -> bool:
+    """Whether every metric was there, and both workers: each process reports at moments of its own."""
+    return wanted <= {key.partition("{")[0] for key in seen} and all(
+        any(f'rank="{rank}"' in key for key in seen if key.startswith(PREFIX + "hip_train_data_wait_share"))
+        for rank in "01"
+    )
 
 
 def preprocess(folder: Path) -> None:
