@@ -90,7 +90,7 @@ def reading(ingest: IngestOptions, manifest: Manifest) -> str:
     """What training fetches from elsewhere, and how often, in words."""
     shards = manifest.shards_of(TRAIN)
     size, limit = sum(shard.bytes for shard in shards), ingest.cache.limit_gib
-    amount = f"{size / 2**30:.3g} GiB from elsewhere"
+    amount = f"{_size(size)} from elsewhere"
     if size <= ingest.cache.limit_bytes:
         return f"{amount}, fetched once and kept by each machine (ingest.cache.limit_gib={limit:g})"
     if ingest.order == "blocks":
@@ -127,11 +127,15 @@ def describe(planned: Plan) -> str:
         ("engine", f"{planned.engine}, peak learning rate {planned.peak_learning_rate:.3g}"),
         *([("reading", planned.reading)] if planned.reading else []),
         ("compute", f"{flops / 1e9:.3g} GFLOP an example, {total_flops / 1e15:.3g} PFLOP in all"),
-        ("memory", f"{planned.state_bytes_per_worker / 2**30:.2f} GiB of weights, gradients and moments a worker"),
-        ("", f"about {planned.activation_bytes_per_worker / 2**30:.2f} GiB of activations"),
-        ("checkpoint", f"{planned.checkpoint_bytes / 2**30:.2f} GiB each"),
+        ("memory", f"{_size(planned.state_bytes_per_worker)} of weights, gradients and moments a worker"),
+        ("", f"about {_size(planned.activation_bytes_per_worker)} of activations"),
+        ("checkpoint", f"{_size(planned.checkpoint_bytes)} each"),
     ]  # fmt: skip
     return "\n".join(f"{key:<11}{value}" for key, value in rows)
+
+
+def _size(size_bytes: float) -> str:
+    return f"{size_bytes / 2**30:.3g} GiB" if size_bytes >= 2**30 / 10 else f"{size_bytes / 2**20:.3g} MiB"
 
 
 @functools.cache
