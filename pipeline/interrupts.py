@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,13 +11,20 @@ from types import FrameType
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM raise SIGINT, so that what is open is closed and what is half-done is tidied away."""
+    """Let SIGTERM do what Ctrl-C does, so that what is open is closed and what is half-done is tidied away.
+
+    Also where Ctrl-C is ignored, as by everything that a script starts with ``&``.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        os.kill(os.getpid(), signal.SIGINT)
+        interrupt = signal.getsignal(signal.SIGINT)
+        if callable(interrupt):
+            interrupt(signal.SIGINT, frame)
+        else:
+            raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, handle)
     try:

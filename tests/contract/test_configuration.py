@@ -167,8 +167,9 @@ def test_a_reader_that_has_gone_is_no_fault(arguments: list[str]) -> None:
 
 
 @pytest.mark.parametrize("opened", ["nullcontext()", pytest.param("ray_session()", marks=pytest.mark.integration)])
-def test_a_terminated_command_closes_what_is_open(opened: str) -> None:
-    """Ray sets a handler of its own, which would end the process with 15."""
+@pytest.mark.parametrize("interrupts", ["SIG_DFL", "SIG_IGN"])
+def test_a_terminated_command_closes_what_is_open(opened: str, interrupts: str) -> None:
+    """Ray sets a handler of its own, which would end it with 15; what a script starts with ``&`` ignores Ctrl-C."""
     script = f"""
 from contextlib import nullcontext
 import os, signal, sys
@@ -185,6 +186,8 @@ def work():
 
 sys.exit(guarded(work))
 """
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    start = f"import os, sys; from signal import *; signal(SIGINT, {interrupts}); os.execv(sys.argv[1], sys.argv[1:])"
+    command = [sys.executable, "-c", start, sys.executable, "-c", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stdout) == (130, "closed\n"), ended.stderr
     assert "run the same command again" in ended.stderr
