@@ -79,7 +79,7 @@ class Progress:
         for handler in logging.getLogger("pipeline").handlers:
             handler.removeFilter(self._clear)
         if self._drawn:
-            print(file=sys.stderr)
+            _draw("\n")
             self._drawn = False
 
     def show(self, step: int, total_steps: int, values: Mapping[str, float]) -> None:
@@ -88,14 +88,19 @@ class Progress:
             logger.info("%s", line(step, total_steps, values))
             return
         width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be drawn over
-        print(f"\r\x1b[K{bar(step, total_steps, values)[:width]}", end="", file=sys.stderr, flush=True)
+        _draw(f"\r\x1b[K{bar(step, total_steps, values)[:width]}")
         self._drawn = True
 
     def _clear(self, _: logging.LogRecord) -> bool:
         if self._drawn:
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+            _draw("\r\x1b[K")
             self._drawn = False
         return True
+
+
+def _draw(text: str) -> None:
+    with suppress(OSError):  # the terminal is gone: no reason to end a run
+        print(text, end="", file=sys.stderr, flush=True)
 
 
 class _Mailbox:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from pipeline.errors import HipError, Interrupted
+from pipeline.interrupts import end_signals, let_go_of_terminal
 from pipeline.storage import exists, join, redact, resolve, write_atomic
 
 logger = logging.getLogger(__name__)
@@ -17,12 +18,13 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def stop_on_signals(run_folder: str, stop: threading.Event) -> Iterator[None]:
-    """On the first SIGINT or SIGTERM ask the workers to save and stop; the second one leaves at once."""
+    """On the first Ctrl-C, SIGTERM or closed terminal ask the workers to save and stop; the second leaves at once."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
+        let_go_of_terminal(number)
         if stop.is_set():
             raise Interrupted("stopped at once; the last checkpoint is kept")
         stop.set()
@@ -32,7 +34,7 @@ def stop_on_signals(run_folder: str, stop: threading.Event) -> Iterator[None]:
         except (OSError, HipError) as error:  # raised here it would end the driver, not the workers
             logger.error("workers elsewhere cannot be told to stop: %s", redact(str(error)))
 
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, *end_signals())}
     try:
         yield
     finally:

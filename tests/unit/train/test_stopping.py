@@ -20,7 +20,7 @@ from pipeline.train.signals import stop_on_signals
 from pipeline.train.watchdog import HANG_EXIT_CODE, StopFile
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_says_how_to_go_on_and_costs_no_step(
     make_options: Callable[..., PretrainOptions], tmp_path: Path, number: signal.Signals
 ) -> None:
