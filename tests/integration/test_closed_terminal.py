@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
 import termios
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 def take_terminal() -> None:
     """Make standard input the controlling terminal of a new session, as a shell in a terminal has it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,14 @@ from pipeline.train.signals import stop_on_signals
 from pipeline.train.watchdog import HANG_EXIT_CODE, StopFile
 
 
+@pytest.fixture
+def _no_nohup() -> Iterator[None]:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("_no_nohup")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_says_how_to_go_on_and_costs_no_step(
     make_options: Callable[..., PretrainOptions], tmp_path: Path, number: signal.Signals
@@ -47,6 +55,17 @@ def test_a_signal_saves_says_how_to_go_on_and_costs_no_step(
     run_pretraining(options, report=lambda step, metrics: losses.update({step: metrics["loss"]}) or False)
     assert stopped_at < 8
     assert sorted(losses) == list(range(1, 9))
+
+
+def test_a_closed_terminal_is_nothing_to_a_run_under_nohup(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    stop = threading.Event()
+    try:
+        with stop_on_signals(str(tmp_path), stop):
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert not stop.is_set()
 
 
 def test_a_signal_while_the_storage_is_away_is_remembered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
