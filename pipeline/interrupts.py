@@ -29,7 +29,7 @@ def let_go_of_terminal(number: int) -> None:
 
 @contextmanager
 def terminate_as_interrupt() -> Iterator[None]:
-    """Let them do what Ctrl-C does, so that what is open is closed and what is half-done is tidied away.
+    """Let SIGTERM and SIGHUP do what Ctrl-C does, so that what is open is closed and what is half-done is tidied away.
 
     Also where Ctrl-C is ignored, as by everything that a script starts with ``&``.
     """

@@ -70,6 +70,15 @@ def test_what_does_not_fit_a_device_is_said() -> None:
     assert way_out in describe_plan(plan)
 
 
+def test_several_workers_hold_a_message_of_all_gradients_too() -> None:
+    def rest(workers: int) -> int:
+        scale = ScaleOptions(workers=workers, gpus_per_worker=1.0)
+        plan = make_plan(replace(audioset(), scale=scale, engine=EngineOptions(stage=0, precision="fp32")))
+        return plan.memory_bytes - plan.state_bytes - plan.activation_bytes
+
+    assert rest(8) - rest(1) == 4 * make_plan(audioset()).parameters
+
+
 def test_the_way_out_of_a_lack_of_memory_is_in_the_plan() -> None:
     engine = audioset().engine
     recomputed = replace(audioset(), engine=replace(engine, activation_checkpointing=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections import Counter
@@ -138,4 +139,7 @@ def test_local_shards_are_not_fetched(tmp_path: Path) -> None:
         Manifest((SPEC,), (writer.close(),)).write(str(tmp_path))
     reader = ShardReader(str(tmp_path), "train")
     assert reader.cache_examples is None
+    with open_loader(reader) as loader:
+        assert next(loader).sources == ["a.png"] * 16
+        assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("fetch")]
     assert reader.blocks_of(np.array([0, 0])) == [(0, 0)]

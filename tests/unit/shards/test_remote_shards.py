@@ -8,13 +8,14 @@ from pathlib import Path
 
 import fsspec
 import numpy as np
+import pyarrow as pa
 import pytest
 from shard_samples import AUDIO, VIDEO, make_row
 
 from pipeline.errors import DataError, UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
-from pipeline.shards.remote import CacheOptions
+from pipeline.shards.remote import CacheFolder, CacheOptions
 from pipeline.shards.verify import verify_dataset
 from pipeline.shards.writer import ShardWriter
 
@@ -93,6 +94,22 @@ def test_the_cache_keeps_its_limit_and_its_most_recent_batches(uri: str, tmp_pat
     assert sum(path.stat().st_size for path in kept) <= 4 * largest
     assert "train-00001-00001.batch" in [path.name for path in kept]
     check_rows(reader, np.arange(0, NUM_EXAMPLES, 97))
+
+
+def test_a_cache_with_room_is_not_listed_at_every_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content, looks = pa.py_buffer(bytes(1000)), []
+    evict = CacheFolder._evict
+    monkeypatch.setattr(CacheFolder, "_evict", lambda folder, keep: looks.append(keep) or evict(folder, keep))
+    folder = CacheFolder(tmp_path, 1_000_000)
+    for number in range(900):
+        folder.store(f"a/{number:05d}.batch", content)
+    assert len(looks) < 60
+    assert len(cached_files(tmp_path)) == 900
+    for number in range(900, 1300):
+        folder.store(f"a/{number:05d}.batch", content)
+        assert len(cached_files(tmp_path)) <= 1000
+    assert "01299.batch" in [path.name for path in cached_files(tmp_path)]
+    assert "00000.batch" not in [path.name for path in cached_files(tmp_path)]
 
 
 def test_a_cache_that_is_too_small_is_refused(uri: str, tmp_path: Path) -> None:
