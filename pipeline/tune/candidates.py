@@ -25,6 +25,7 @@ UNITS = {"parameters": "parameters", "flops": "training FLOPs a sample", "step_t
 
 # How often a geometry is measured on the way to a time.
 _TIMED_SOLUTIONS = 8
+_FARTHEST_STEP = 20.0  # in the logarithm of FLOPs: beyond every width, and still a number
 # Seconds of one training step of a config, measured where trials will run.
 StepTimer = Callable[[ModelConfig, PretrainOptions], float]
 
@@ -192,15 +193,20 @@ class CandidateFactory:
 
         best = measured(dials, dials.build())
         tried = {flops(best.config): best.cost}
+        reach = 1.0
         for _ in range(_TIMED_SOLUTIONS):
             if best.error(self.target) <= tolerance:
                 return best
             try:
-                solved = solve_budget(dials, _aim(tried, self.target), flops, tolerance / 3, UNITS["flops"])
+                solved = solve_budget(dials, _aim(tried, self.target, reach), flops, tolerance / 3, UNITS["flops"])
             except BudgetError as error:
                 solved = error.nearest
-            if solved.cost in tried:  # there is no width in between
-                break
+            if solved.cost in tried:
+                if min(tried.values()) < self.target < max(tried.values()):  # there is no width in between
+                    break
+                reach *= 2  # time grows less with FLOPs than was guessed: the next width is farther
+                continue
+            reach = 1.0
             found = measured(solved.dials, solved.config)
             tried[solved.cost] = found.cost
             best = min(best, found, key=lambda known: known.error(self.target or 1.0))
@@ -268,8 +274,11 @@ def plain_pretrain_options(options: PretrainOptions) -> PretrainOptions:
     return PretrainOptions(**{field.name: getattr(options, field.name) for field in fields(PretrainOptions)})
 
 
-def _aim(tried: Mapping[float, float], target: float) -> float:
-    """FLOPs that should take ``target`` seconds, from FLOPs and seconds tried: a power law through the nearest two."""
+def _aim(tried: Mapping[float, float], target: float, reach: float) -> float:
+    """FLOPs that should take ``target`` seconds, from FLOPs and seconds tried: a power law through the nearest two.
+
+    ``reach`` goes that many times as far from the nearest one, in logarithms.
+    """
     points = sorted((math.log(flops), math.log(seconds)) for flops, seconds in tried.items())
     near = sorted(points, key=lambda point: abs(point[1] - math.log(target)))[:2]
     below = [point for point in points if point[1] <= math.log(target)]
@@ -280,7 +289,8 @@ def _aim(tried: Mapping[float, float], target: float) -> float:
     if len(near) == 2 and near[0][0] != near[1][0]:
         power = (near[1][1] - near[0][1]) / (near[1][0] - near[0][0])
     # Noise can make the power tiny or negative; steps as large as those would leave everything known.
-    return math.exp(near[0][0] + (math.log(target) - near[0][1]) / min(max(power, 0.2), 2.0))
+    step = reach * (math.log(target) - near[0][1]) / min(max(power, 0.2), 2.0)
+    return math.exp(near[0][0] + min(max(step, -_FARTHEST_STEP), _FARTHEST_STEP))
 
 
 def _short(value: Any) -> str:
