@@ -52,10 +52,18 @@ def linear_probe(session: Session) -> tuple[Findings, Head]:
 
 
 def own_head(session: Session) -> Findings:
-    """Score the head that fine-tuning (or an exported probe) left in the model folder.
+    """Score the head that fine-tuning (or an exported probe) left in the model folder."""
+    head = fitting_head(session)
+    level_count = max(max(head.levels) + 1, session.loaded.num_encoder_levels)
+    scored = session.embeddings(session.options.split, level_count)
+    return _score_head(session, head, scored if head.task == "multilabel" else scored.labelled())
+
+
+def fitting_head(session: Session) -> Head:
+    """The head in the model folder.
 
     Raises:
-        UserError: the model has no head, one for another task, or other labels than the data.
+        UserError: the model has no head, or one that was made for other labels than the data's.
     """
     folder = session.loaded.folder
     head = load_head(folder)
@@ -69,9 +77,7 @@ def own_head(session: Session) -> Findings:
             f"the data has labels that the model's training never saw: {', '.join(missing[:5])} "
             f"(the head knows {', '.join(head.label_names[:8])}{' …' if len(head.label_names) > 8 else ''})"
         )
-    level_count = max(max(head.levels) + 1, session.loaded.num_encoder_levels)
-    scored = session.embeddings(session.options.split, level_count)
-    return _score_head(session, head, scored if head.task == "multilabel" else scored.labelled())
+    return head
 
 
 def neighbours(session: Session) -> Findings:

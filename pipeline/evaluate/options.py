@@ -129,6 +129,12 @@ class LimitOptions:
     fit_examples: int | None = None  # examples of the fit split
     score_examples: int | None = None  # examples of the scored split
 
+    def __post_init__(self) -> None:
+        for name in ("fit_examples", "score_examples"):
+            bound = getattr(self, name)
+            if bound is not None:
+                at_least(f"limit.{name}", bound, 1)
+
 
 @dataclass(frozen=True)
 class EvaluateFigureOptions:

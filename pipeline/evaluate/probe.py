@@ -16,6 +16,11 @@ from pipeline.evaluate.options import ProbeOptions
 
 _CROSS_VALIDATED_EXAMPLES = 5000
 
+HOW_TO_LABEL = (
+    "preprocess media with labels (a folder for each class, or a table with a column labels). "
+    "hip evaluate task=reconstruction needs none"
+)
+
 
 @dataclass(frozen=True)
 class FittedProbe:
@@ -47,10 +52,7 @@ def check_labels(labels: list[tuple[int, ...]], label_names: list[str], split: s
         UserError: no labels, or one beyond the dataset's list of names.
     """
     if not any(labels):
-        raise UserError(
-            f"split {split!r} has no labels; preprocess media with labels (a folder for each class, or a table with a "
-            "column labels). hip evaluate task=reconstruction needs none"
-        )
+        raise UserError(f"split {split!r} has no labels; {HOW_TO_LABEL}")
     highest = max(max(classes) for classes in labels if classes)
     if highest >= len(label_names):
         raise UserError(f"split {split!r} has label number {highest}, the dataset names only {len(label_names)} labels")

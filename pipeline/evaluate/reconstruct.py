@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from hip_model.autoencoder import MaskedAutoencoder, Reconstruction
-from hip_model.masking import MaskConfig, mask_seeds
+from hip_model.errors import ConfigError
+from hip_model.masking import MaskConfig, mask_seeds, sample_selection
+from pipeline.errors import UserError
 from pipeline.evaluate.figures import Picture, curves
 from pipeline.evaluate.metrics import Estimate, IntArray, bootstrap, decibel
 from pipeline.evaluate.report import Findings, Table
@@ -67,8 +69,25 @@ _NOTE = (
 )
 
 
+def check_masks(session: Session) -> None:
+    """Draw one mask of each ratio: some policies fit some modalities only.
+
+    Raises:
+        UserError: a policy that does not fit the model's modalities.
+    """
+    options, model = session.options.mask, session.loaded.model
+    if options.policy == "attention":  # drawn from what the model looks at: it fits any
+        return
+    for ratio in options.ratios:
+        try:
+            seeds = torch.zeros(1, dtype=torch.int64)
+            sample_selection(MaskConfig(options.policy, ratio), model.modalities, model.group_plan(), seeds)
+        except ConfigError as error:
+            raise UserError(f"mask.policy={options.policy}: {error}") from error
+
+
 def masked_errors(session: Session, ratio: float) -> dict[str, MaskedErrors]:
-    """Errors of every example of the scored split at one mask ratio, by modality."""
+    """Errors of the examples of the scored split that had something hidden at one mask ratio, by modality."""
     options, loaded = session.options, session.loaded
     config = MaskConfig(policy=options.mask.policy, ratio=ratio)
     autoencoder = MaskedAutoencoder(loaded.model, config, normalisation=loaded.normalisations)
@@ -78,7 +97,8 @@ def masked_errors(session: Session, ratio: float) -> dict[str, MaskedErrors]:
         batch = reader.read(np.arange(first, min(first + options.embed.batch_size, count)))
         answer = reconstruct_batch(session, autoencoder, batch)
         for name in loaded.modality_names:
-            collected[name].append(_batch_errors(session, answer, name)[batch.present[name]])
+            hides = ~answer.visible[name].all(1).cpu().numpy()
+            collected[name].append(_batch_errors(session, answer, name)[batch.present[name] & hides])
     found = {}
     for name, parts in collected.items():
         errors = np.concatenate(parts)

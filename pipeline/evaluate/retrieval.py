@@ -24,7 +24,7 @@ def retrieval(session: Session) -> Findings:
         UserError: fewer than two modalities, an unknown one, or no example with both.
     """
     options = session.options
-    query, target = _modalities(session)
+    query, target = queried_modalities(session)
     level = session.one_level()
     metrics: dict[str, Estimate] = {}
     for asked, searched in ((query, target), (target, query)):
@@ -52,7 +52,12 @@ def own_ranks(similarity: np.ndarray) -> np.ndarray:
     return (similarity >= own).sum(axis=1) - 1
 
 
-def _modalities(session: Session) -> tuple[str, str]:
+def queried_modalities(session: Session) -> tuple[str, str]:
+    """The modality asked with and the one searched.
+
+    Raises:
+        UserError: fewer than two modalities, an unknown one, or the same twice.
+    """
     names = session.loaded.modality_names
     if len(names) < 2:
         raise UserError(f"task=retrieval needs a model of two modalities, this one has only {names[0]!r}")
@@ -70,7 +75,7 @@ def _only(session: Session, split: str, name: str, level: int) -> np.ndarray:
     """Features [N, D] of the examples that have both modalities, computed with ``name`` alone visible."""
     level_count = max(level + 1, session.loaded.num_encoder_levels)
     found: Embeddings = session.embeddings(split, level_count, (name,))
-    both = np.logical_and.reduce([found.present[modality] for modality in _modalities(session)])
+    both = np.logical_and.reduce([found.present[modality] for modality in queried_modalities(session)])
     return found.levels[level]["mean"][both]
 
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from pipeline import storage
+from pipeline.evaluate.checks import check_task
 from pipeline.evaluate.export import check_export, export_model
 from pipeline.evaluate.head import Head
 from pipeline.evaluate.options import EvaluateOptions
@@ -36,6 +37,7 @@ def evaluate(options: EvaluateOptions, parent_run_id: str | None = None) -> Eval
     keep_freed_memory()
     folder = options.output or storage.join(options.storage, "evaluations", _folder_name(options))
     session = open_session(options, folder)
+    check_task(session)
     if options.export is not None:
         check_export(options.export, session.loaded)
     subject = describe(session)

@@ -28,7 +28,7 @@ def segmentation(session: Session) -> Findings:
         UserError: the model has no such picture, the data no such class map, or the two are of different sizes.
     """
     options = session.options
-    _check(session)
+    check_class_maps(session)
     head = _train(session)
     matrices, shown = _score(session, head)
     names = session.label_names
@@ -53,7 +53,12 @@ def intersection_over_union(matrix: IntArray) -> np.ndarray:
     return np.divide(both, either, out=np.full(len(matrix), np.nan), where=either > 0)
 
 
-def _check(session: Session) -> None:
+def check_class_maps(session: Session) -> None:
+    """Hold the class maps against the pictures.
+
+    Raises:
+        UserError: no such picture or map, maps of another size than the pictures, or classes without names.
+    """
     wanted = session.options.segmentation
     specs = {spec.name: spec for spec in session.manifest.modalities}
     if wanted.images not in session.loaded.modality_names:

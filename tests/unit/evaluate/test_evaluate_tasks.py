@@ -117,6 +117,19 @@ def test_reconstruction_of_an_untrained_model_equals_the_mean_predictor(options)
         assert report.metrics[f"error/{name}/mask_0.85"].value == pytest.approx(1, abs=0.15)
 
 
+def test_an_example_of_which_nothing_was_hidden_is_not_scored_as_perfect(options, tmp_path):
+    """One token: in some examples it is hidden, in others it is seen, and then there is nothing to reconstruct."""
+    kind = ModalitySpec("kind", (1,), 1, "uint8")
+    rows = [example(i, "validation") for i in range(12)]
+    for index, row in enumerate(rows):
+        del row.arrays["audio"]
+        row.arrays["kind"] = np.full((1, 1), index % 2 * 2, np.uint8)
+    shards = write_dataset(tmp_path / "kinds", {"train": rows, "validation": rows}, (IMAGE, kind))
+    model = write_model(tmp_path / "model_of_kinds", shards)
+    report = evaluate(options(shards=shards, model=model, task="reconstruction", mask=MaskSweepOptions(ratios=(0.5,))))
+    assert report.metrics["error/kind/mask_0.5"].value == pytest.approx(1.0)  # an untrained model answers the mean
+
+
 def test_retrieval_reports_both_directions_against_chance(options):
     report = evaluate(options(task="retrieval"))
     assert {"image_to_audio/recall_at_1", "audio_to_image/recall_at_10"} <= set(report.metrics)

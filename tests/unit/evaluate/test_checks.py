@@ -1,0 +1,67 @@
+"""What a task cannot do is said before anything is computed or tracked, not after a split was read."""
+
+import numpy as np
+import pytest
+from evaluation_data import example, write_dataset
+
+from pipeline.errors import UserError
+from pipeline.evaluate.options import (
+    LimitOptions,
+    MaskSweepOptions,
+    ProbeOptions,
+    RetrievalOptions,
+    SegmentationOptions,
+)
+from pipeline.evaluate.runner import evaluate
+from pipeline.tracking.options import TrackingOptions
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"task": "classification"}, "has no head"),
+        ({"task": "multilabel"}, "has no head"),
+        ({"task": "segmentation"}, r"segmentation\.labels='segmentation'"),
+        ({"task": "segmentation", "segmentation": SegmentationOptions(images="picture")}, r"segmentation\.images"),
+        ({"task": "retrieval", "retrieval": RetrievalOptions(query="adio")}, r"retrieval\.query='adio'"),
+        ({"task": "retrieval", "retrieval": RetrievalOptions("audio", "audio")}, "name two modalities"),
+        ({"task": "reconstruction", "mask": MaskSweepOptions("tube")}, "needs a modality with shape"),
+        ({"task": "reconstruction", "mask": MaskSweepOptions("tub")}, "choose one of"),
+        ({"task": "linear_probe", "probe": ProbeOptions(level="9")}, r"probe\.level=9"),
+        ({"task": "retrieval", "probe": ProbeOptions(level="9")}, r"probe\.level=9"),
+    ],
+)
+def test_a_task_that_does_not_fit_leaves_no_run(options, tmp_path, monkeypatch, changes, says):
+    monkeypatch.setattr("pipeline.evaluate.runner.run_task", lambda session: pytest.fail("computed"))
+    with pytest.raises(UserError, match=says):
+        evaluate(options(**changes, tracking=TrackingOptions()))
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "knn"])
+def test_data_without_labels_is_refused_before_it_is_embedded(options, tmp_path, monkeypatch, task):
+    monkeypatch.setattr("pipeline.evaluate.runner.run_task", lambda session: pytest.fail("computed"))
+    rows = [example(i, "train", labels=()) for i in range(6)]
+    shards = write_dataset(tmp_path / "bare", {"train": rows, "validation": rows}, labels=())
+    with pytest.raises(UserError, match="has no labels; preprocess media with labels"):
+        evaluate(options(shards=shards, task=task))
+
+
+def test_a_split_that_is_missing_is_named_first(options, tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.evaluate.runner.run_task", lambda session: pytest.fail("computed"))
+    shards = write_dataset(tmp_path / "held_out", {"validation": [example(i, "validation") for i in range(6)]})
+    with pytest.raises(UserError, match="no split 'train'"):
+        evaluate(options(shards=shards))
+
+
+def test_reconstruction_needs_no_training_split_and_no_labels(options, tmp_path):
+    rows = [example(i, "validation", labels=()) for i in range(6)]
+    shards = write_dataset(tmp_path / "held_out", {"validation": rows}, labels=())
+    report = evaluate(options(shards=shards, task="reconstruction", mask=MaskSweepOptions(ratios=(0.85,))))
+    assert np.isfinite(report.metrics["psnr/image/mask_0.85"].value)
+
+
+@pytest.mark.parametrize("bound", [0, -3])
+def test_a_limit_below_one_example_is_refused(bound):
+    with pytest.raises(UserError, match=rf"limit\.fit_examples={bound} is too small"):
+        LimitOptions(fit_examples=bound)
