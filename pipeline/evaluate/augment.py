@@ -6,7 +6,7 @@ Every draw is a function of (seed, epoch, example id), never of the batch an exa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,8 +66,8 @@ def augment(
 ) -> dict[str, Tensor]:
     """Raw tokens [B, T, C] by modality to augmented float32 raw tokens of the same shape.
 
-    Pictures (2 axes) and videos (3, all frames alike) are warped and recoloured, sounds (1 axis, 1 channel) shifted and
-    scaled, points (1 axis, 3 channels) scaled and jittered; anything else passes.
+    Pictures (2 axes) and videos (3, all frames alike) are warped and recoloured, sounds (1 axis, mono or stereo)
+    shifted and scaled, points (1 axis, 3 channels) scaled and jittered; anything else passes.
     """
     pairs = zip(epochs.tolist(), example_ids.tolist(), strict=True)
     views = [_draw(options, derive_seed(seed, "augment", epoch, example)) for epoch, example in pairs]
@@ -75,15 +75,40 @@ def augment(
     for name, values in arrays.items():
         modality = modalities[name]
         values = values.float()
-        axes = len(modality.shape or ())
-        if axes in (2, 3) and modality.num_channels in (1, 3) and modality.token_order != "kd":
+        kind = _kind(modality)
+        if kind == "pictures":
             values = _on_grid(values, modality, lambda grid: _warp_and_colour(grid, views))
-        elif axes == 1 and modality.num_channels == 3:
+        elif kind == "points":
             values = _vary_points(values, views, options)
-        elif axes == 1 and modality.num_channels == 1:
+        elif kind == "sound":
             values = _vary_sound(values, views, options)
         found[name] = values
     return found
+
+
+def idle_options(options: AugmentOptions, modalities: Iterable[Modality]) -> list[str]:
+    """What is switched on for a kind of signal that is not among ``modalities``, each as a sentence's subject."""
+    kinds, off = {_kind(modality) for modality in modalities}, AugmentOptions()
+    return [
+        f"augment.{name}={getattr(options, name)} (it acts on {kind})"
+        for kind, names in _OPTIONS_OF.items()
+        for name in names
+        if kind not in kinds and getattr(options, name) != getattr(off, name)
+    ]
+
+
+_OPTIONS_OF = {
+    "pictures": ("crop_min_area", "flip", "rand_layers"),
+    "sound": ("audio_gain_decibel", "audio_shift"),
+    "points": ("points_scale", "points_jitter"),
+}
+
+
+def _kind(modality: Modality) -> str | None:
+    axes = len(modality.shape or ())
+    if axes in (2, 3) and modality.num_channels in (1, 3) and modality.token_order != "kd":
+        return "pictures"
+    return {1: "sound", 2: "sound", 3: "points"}.get(modality.num_channels) if axes == 1 else None
 
 
 def _draw(options: AugmentOptions, seed: int) -> _View:

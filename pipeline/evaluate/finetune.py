@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from hip_model.export import save_pretrained
 from pipeline import storage
 from pipeline.errors import Interrupted, UserError
+from pipeline.evaluate.augment import idle_options
 from pipeline.evaluate.baseline import Baseline, save_baseline
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.finetune_data import LabelledSplit
@@ -35,6 +37,8 @@ from pipeline.train.engine import TorchEngine
 from pipeline.train.options import EngineOptions
 from pipeline.train.resume import FAILED, FINISHED, INTERRUPTED, RunRecord, run_lock
 from pipeline.train.state import TrainerState
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,7 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     manifest = Manifest.load(options.shards)
     data = LabelledSplit.open(options, manifest)
     start = starting_model(options, manifest)
+    _check(options, start.model)
     name = run_name(options, start, manifest)
     folder = storage.join(options.storage, name)
     with run_lock(folder):
@@ -96,6 +101,15 @@ def _train_and_validate(
         record.metrics, record.checkpoint, record.tracking_run_id = numbers, checkpoint, tracker.run_id
         _close(record, run, folder, FINISHED)
         return FinetuneResult(name, folder, checkpoint, metrics, report, losses, tracker.run_id)
+
+
+def _check(options: FinetuneOptions, model: Any) -> None:
+    """Hold the options against the model and the machine before a run is opened."""
+    _level(options, model)
+    _device(options)
+    for idle in idle_options(options.augment, model.modalities):
+        names = ", ".join(modality.name for modality in model.modalities)
+        logger.warning("%s does nothing here: the model reads %s", idle, names)
 
 
 def _assemble(

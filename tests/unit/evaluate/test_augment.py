@@ -7,7 +7,7 @@ import torch
 from hip_model.modality import Modality
 from hip_model.ordering import flatten, token_order, unflatten
 from pipeline.errors import UserError
-from pipeline.evaluate.augment import AugmentOptions, augment
+from pipeline.evaluate.augment import AugmentOptions, augment, idle_options
 from pipeline.evaluate.mixing import MixOptions, box_tokens, mix
 
 STRONG = AugmentOptions(crop_min_area=0.3, flip=0.5, rand_layers=3, rand_magnitude=8)
@@ -81,6 +81,24 @@ def test_sounds_are_shifted_in_a_circle_and_scaled():
     ratio = louder[1:, 10, 0] / tokens[1:, 10, 0]
     assert ((ratio > 0.5) & (ratio < 2)).all()
     assert ratio.std() > 0
+
+
+def test_both_channels_of_a_stereo_sound_are_shifted_and_scaled_alike():
+    modality = Modality("audio", 50, 2, (50,))
+    left = torch.arange(300, dtype=torch.int16).view(6, 50, 1)
+    options = AugmentOptions(audio_shift=0.5, audio_gain_decibel=6)
+    found = augment({"audio": torch.cat([left, 2 * left], 2)}, {"audio": modality}, options, 0, EPOCHS, IDS)["audio"]
+    alone = augment({"audio": left}, {"audio": Modality("audio", 50, 1, (50,))}, options, 0, EPOCHS, IDS)["audio"]
+    assert not torch.equal(alone, left.float())
+    torch.testing.assert_close(found, torch.cat([alone, 2 * alone], 2))
+
+
+def test_options_for_signals_that_are_not_there_are_named():
+    sound, picture = Modality("audio", 50, 2, (50,)), Modality("video", 128, 3, (2, 8, 8))
+    options = AugmentOptions(flip=0.5, audio_shift=0.1, points_jitter=0.01, rand_magnitude=3)
+    assert [idle.split("=")[0] for idle in idle_options(options, [sound, picture])] == ["augment.points_jitter"]
+    assert idle_options(options, [sound])[0] == "augment.flip=0.5 (it acts on pictures)"
+    assert not idle_options(AugmentOptions(), [sound])
 
 
 def test_points_are_scaled_and_jittered():

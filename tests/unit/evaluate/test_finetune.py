@@ -17,7 +17,7 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate import finetune_loop as module
 from pipeline.evaluate.augment import AugmentOptions
 from pipeline.evaluate.finetune import finetune
-from pipeline.evaluate.finetune_options import FinetuneOptions, TrainerOptions
+from pipeline.evaluate.finetune_options import FinetuneOptions, HeadOptions, TrainerOptions
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions
 from pipeline.storage import exists, join, read_bytes
@@ -176,6 +176,18 @@ def test_same_name_with_other_settings_is_refused_with_the_difference(settings):
         finetune(settings(duration=DurationOptions(steps=2), resume="never"))
     with pytest.raises(UserError, match="resume=must"):
         finetune(settings(run=RunOptions(name="fresh"), resume="must"))
+
+
+def test_a_block_that_is_not_there_leaves_no_run(settings, tmp_path):
+    with pytest.raises(UserError, match="0 to 1 in this model"):
+        finetune(settings(head=HeadOptions(level="9"), tracking=TrackingOptions()))
+    assert not (tmp_path / "runs" / "mlflow.db").exists()
+
+
+def test_an_augmentation_without_its_signal_is_told(settings, caplog):
+    finetune(settings(augment=AugmentOptions(points_jitter=0.1, flip=0.5), duration=DurationOptions(steps=1)))
+    told = [record.getMessage() for record in caplog.records if "does nothing here" in record.getMessage()]
+    assert told == ["augment.points_jitter=0.1 (it acts on points) does nothing here: the model reads image, audio"]
 
 
 def test_a_run_can_be_made_longer_but_not_trained_otherwise(settings):
