@@ -28,11 +28,9 @@ def retrieval(session: Session) -> Findings:
     level = session.one_level()
     metrics: dict[str, Estimate] = {}
     for asked, searched in ((query, target), (target, query)):
-        scored = [_only(session, options.split, name, level) for name in (asked, searched)]
-        if len(scored[0]) < 2:
-            raise UserError(f"split {options.split!r} has fewer than two examples with both {query!r} and {target!r}")
+        scored = _pairs(session, options.split, (asked, searched), level)
         if options.retrieval.align:
-            fit = [_only(session, options.fit_split, name, level) for name in (asked, searched)]
+            fit = _pairs(session, options.fit_split, (asked, searched), level)
             similarity = _aligned_similarity(fit, scored)
         else:
             similarity = _cosine(*scored)
@@ -69,6 +67,14 @@ def queried_modalities(session: Session) -> tuple[str, str]:
     if query == target:
         raise UserError(f"retrieval.query and retrieval.target are both {query!r}; name two modalities")
     return query, target
+
+
+def _pairs(session: Session, split: str, names: tuple[str, str], level: int) -> list[np.ndarray]:
+    pairs = [_only(session, split, name, level) for name in names]
+    if len(pairs[0]) < 2:
+        read = session.count(split)
+        raise UserError(f"split {split!r}: of {read} examples, {len(pairs[0])} have both {names[0]!r} and {names[1]!r}")
+    return pairs
 
 
 def _only(session: Session, split: str, name: str, level: int) -> np.ndarray:

@@ -65,3 +65,13 @@ def test_reconstruction_needs_no_training_split_and_no_labels(options, tmp_path)
 def test_a_limit_below_one_example_is_refused(bound):
     with pytest.raises(UserError, match=rf"limit\.fit_examples={bound} is too small"):
         LimitOptions(fit_examples=bound)
+
+
+@pytest.mark.parametrize("empty", ["train", "validation"])
+def test_retrieval_without_pairs_names_the_split(options, tmp_path, empty):
+    rows = {
+        split: [example(i, split, without="audio" if split == empty and i else None) for i in range(6)]
+        for split in ("train", "validation")
+    }
+    with pytest.raises(UserError, match=f"split '{empty}': of 6 examples, 1 have both 'image' and 'audio'"):
+        evaluate(options(shards=write_dataset(tmp_path / "halves", rows), task="retrieval"))
