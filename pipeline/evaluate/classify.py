@@ -88,6 +88,7 @@ def neighbours(session: Session) -> Findings:
     fit = session.embeddings(options.fit_split, level_count)
     check_labels(fit.labels, session.label_names, options.fit_split)
     fit, scored = fit.labelled(), session.embeddings(options.split, level_count).labelled()
+    check_labels(scored.labels, session.label_names, options.split)
     targets = label_matrix(fit.labels, len(session.label_names))
     pooled = [part.features(levels, options.probe.pool) for part in (fit, scored)]
     scores = neighbour_scores(pooled[0], targets, pooled[1], options.knn.neighbours)

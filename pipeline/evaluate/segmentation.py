@@ -95,21 +95,34 @@ def _train(session: Session) -> DenseHead:
     for _ in range(wanted.iterations):
         rows = random.choice(count, min(options.embed.batch_size, count), replace=False)
         batch = reader.read(np.sort(rows))
-        loss = head.loss(_answers(session, head, batch), _targets(session, batch), wanted.ignore)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+        targets = _targets(session, batch)
+        if bool((targets != wanted.ignore).any()):  # the mean over nothing is not a number
+            loss = head.loss(_answers(session, head, batch), targets, wanted.ignore)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
         schedule.step()
     return head.eval()
 
 
 def _answers(session: Session, head: DenseHead, batch: Batch) -> Tensor:
     """Scores [B, T, classes]."""
-    return head(session.loaded.normalise(batch.arrays), session.loaded.presence(batch.present))
+    answers: Tensor = head(session.loaded.normalise(batch.arrays), session.loaded.presence(batch.present))
+    return answers[:, : head.model.group_plan()[head.modality].num_tokens]
 
 
 def _targets(session: Session, batch: Batch) -> Tensor:
-    classes = batch.arrays[session.options.segmentation.labels][..., 0].astype(np.int64)
+    """Classes [B, T]; of an example that lacks its picture or its class map, all count for nothing."""
+    wanted = session.options.segmentation
+    classes = batch.arrays[wanted.labels][..., 0].astype(np.int64)
+    classes[~(batch.present[wanted.images] & batch.present[wanted.labels])] = wanted.ignore
+    unknown = np.argwhere((classes != wanted.ignore) & ((classes < 0) | (classes >= len(session.label_names))))
+    if len(unknown):
+        row, token = unknown[0]
+        raise UserError(
+            f"{wanted.labels} of {batch.sources[row]!r} has class {classes[row, token]}, but the dataset names only "
+            f"{len(session.label_names)} labels; where it counts for nothing: segmentation.ignore={classes[row, token]}"
+        )
     return torch.from_numpy(classes).to(session.loaded.device)
 
 
@@ -122,14 +135,17 @@ def _score(session: Session, head: DenseHead) -> tuple[IntArray, list[Picture]]:
     shown: list[list[np.ndarray]] = []
     for first in range(0, count, options.embed.batch_size):
         batch = reader.read(np.arange(first, min(first + options.embed.batch_size, count)))
-        predicted = _answers(session, head, batch)[:, : head.model.group_plan()[head.modality].num_tokens].argmax(-1)
-        targets = _targets(session, batch)
+        predicted, targets = _answers(session, head, batch).argmax(-1), _targets(session, batch)
         for row in range(len(targets)):
             valid = targets[row] != options.segmentation.ignore
+            if not bool(valid.any()):
+                continue
             pairs = targets[row][valid] * classes + predicted[row][valid]
             matrices.append(torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu().numpy())
             if len(shown) < options.figures.examples:
                 shown.append(_columns(session, batch, row, predicted[row]))
+    if not matrices:
+        raise UserError(f"split {options.split!r}: none of {count} examples has a picture and a class map")
     title = ("picture", "true classes", "predicted classes")
     return np.stack(matrices), [picture_rows("segmentation", "Segmentation", title, shown, classes)]
 

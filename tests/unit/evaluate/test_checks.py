@@ -75,3 +75,13 @@ def test_retrieval_without_pairs_names_the_split(options, tmp_path, empty):
     }
     with pytest.raises(UserError, match=f"split '{empty}': of 6 examples, 1 have both 'image' and 'audio'"):
         evaluate(options(shards=write_dataset(tmp_path / "halves", rows), task="retrieval"))
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "knn"])
+def test_a_scored_split_without_labels_is_named(options, tmp_path, task):
+    rows = {
+        "train": [example(i, "train") for i in range(9)],
+        "validation": [example(i, "validation", labels=()) for i in range(3)],
+    }
+    with pytest.raises(UserError, match="split 'validation' has no labels"):
+        evaluate(options(shards=write_dataset(tmp_path / "half", rows), task=task))

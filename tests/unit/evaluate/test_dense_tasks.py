@@ -8,7 +8,8 @@ from PIL import Image
 from pipeline.errors import UserError
 from pipeline.evaluate.options import EmbedOptions, ProbeOptions, SegmentationOptions
 from pipeline.evaluate.runner import evaluate
-from pipeline.evaluate.segmentation import intersection_over_union
+from pipeline.evaluate.segmentation import intersection_over_union, segmentation
+from pipeline.evaluate.session import open_session
 from pipeline.evaluate.voc import CLASSES
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
@@ -57,6 +58,32 @@ def test_segmentation_finds_the_square_when_finetuned(options, tmp_path):
     # Always answering "ground" gives 0.75 / 3 = 0.25.
     assert report.metrics["mean_iou"].value > 0.45
     assert report.metrics["pixel_accuracy"].value > 0.85
+
+
+def test_an_example_without_picture_or_map_counts_for_nothing(options, tmp_path):
+    """Otherwise what is missing would be ground, in training and in the score."""
+    rows = {split: [_scene(i, split) for i in range(12)] for split in ("train", "validation")}
+    whole = write_dataset(tmp_path / "whole", rows, (PICTURE, CLASS_MAP), labels=("ground", *LABELS[1:]))
+    model = write_model(tmp_path / "model", whole)
+    for split in rows:
+        for index in (1, 4, 5):
+            rows[split][index].arrays["segmentation" if index == 1 else "image"] = None
+    maps = write_dataset(tmp_path / "maps", rows, (PICTURE, CLASS_MAP), labels=("ground", *LABELS[1:]))
+    wanted = SegmentationOptions(iterations=3)
+    one = EmbedOptions(batch_size=1)  # a step of which nothing counts is among them
+    asked = options(task="segmentation", shards=maps, model=model, segmentation=wanted, embed=one)
+    findings = segmentation(open_session(asked, asked.output))
+    assert sum(row[1] for row in findings.tables[0].rows) == (12 - 3) * 64
+    assert np.isfinite(findings.metrics["mean_iou"].value)
+
+
+def test_a_class_without_a_name_is_told_with_its_picture(options, tmp_path):
+    rows = {split: [_scene(i, split) for i in range(4)] for split in ("train", "validation")}
+    rows["train"][2].arrays["segmentation"][5] = 77
+    shards = write_dataset(tmp_path / "maps", rows, (PICTURE, CLASS_MAP), labels=("ground", *LABELS[1:]))
+    model = write_model(tmp_path / "model", shards)
+    with pytest.raises(UserError, match=r"segmentation of 'train2\.png' has class 77.*segmentation\.ignore=77"):
+        evaluate(options(task="segmentation", shards=shards, model=model))
 
 
 def _without_map(row):
