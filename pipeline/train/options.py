@@ -141,6 +141,7 @@ class OptimOptions:
         one_of("optim.kind", self.kind, ("adamw", "lamb"))
         at_least("optim.base_learning_rate", self.base_learning_rate, 0)
         at_least("optim.learning_rate", self.learning_rate, 0)
+        at_least("optim.epsilon", self.epsilon, 0)
         at_least("optim.weight_decay", self.weight_decay, 0)
         between("optim.betas[0]", self.betas[0], 0, 0.99999)
         between("optim.betas[1]", self.betas[1], 0, 0.99999)
@@ -168,8 +169,10 @@ class ScheduleOptions:
 
     def __post_init__(self) -> None:
         one_of("schedule.kind", self.kind, ("warmup_cosine", "constant_cosine", "constant", "step"))
-        for key in ("warmup_share", "constant_share", "final_scale"):
+        for key in ("warmup_share", "constant_share", "milestone_factor", "final_scale"):
             between(f"schedule.{key}", getattr(self, key), 0, 1)
+        for share in self.milestone_shares:  # a step instead of a share would never be reached, and never be missed
+            between("schedule.milestone_shares", share, 0, 1)
 
 
 @dataclass(frozen=True)
