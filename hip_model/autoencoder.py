@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,8 @@ class MaskedAutoencoder(nn.Module):
     unless the normalisation's ``raw_dtype`` is a float type. Target and prediction are compared in normalised units.
 
     Raises:
-        ConfigError: a weight or normalisation for a modality the model does not have.
+        ConfigError: a weight or normalisation for a modality the model does not have, a mask that does not fit its
+            modalities, or nothing to learn from: every modality is without weight, or is neither hidden nor scored.
     """
 
     def __init__(
@@ -108,10 +109,22 @@ class MaskedAutoencoder(nn.Module):
         for what, keys in (("loss weights", self.loss.weights), ("normalisations", given)):
             if unknown := sorted(set(keys) - set(names)):
                 raise ConfigError(f"{what} name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
+        self.mask.check(self._modalities)
+        self._check_something_is_learned(names)
         self.normalisation = {
             m.name: given.get(m.name, Normalisation.identity(m.num_channels)) for m in self._modalities
         }
         self._has_statistics = set(given)
+
+    def _check_something_is_learned(self, names: Sequence[str]) -> None:
+        weighed = [name for name in names if self.loss.weights.get(name, 1) > 0]
+        if not weighed:
+            raise ConfigError(f"loss weight 0 for {', '.join(names)} leaves nothing to learn; give one of them more")
+        if self.loss.on == "masked" and not any(self.mask.ratio_of(name) > 0 for name in weighed):
+            raise ConfigError(
+                f"mask ratio 0 for {', '.join(weighed)} leaves nothing to learn from hidden tokens; "
+                "hide some, or score all tokens with loss.on=all"
+            )
 
     def forward(
         self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Mapping[str, Tensor] | None = None

@@ -54,6 +54,29 @@ class MaskConfig:
             if not 0 <= ratio <= 1:
                 raise ConfigError(f"mask ratio of modality {name!r} must be within 0 and 1, got {ratio}")
 
+    def check(self, modalities: Sequence[Modality]) -> None:
+        """Whether these modalities can be masked so.
+
+        Raises:
+            ConfigError: a ratio for a modality that does not exist, policy ``tube`` without any video-shaped modality,
+                policy ``modality`` with only one, or nothing that stays visible.
+        """
+        names = [modality.name for modality in modalities]
+        if unknown := sorted(set(self.per_modality) - set(names)):
+            raise ConfigError(f"mask ratios name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
+        if self.policy == "tube" and not any(_is_video(modality) for modality in modalities):
+            raise ConfigError(
+                "mask policy 'tube' needs a modality with shape (frames, height, width); use 'group_uniform'"
+            )
+        seen = [name for name in names if self.ratio_of(name) < 1]
+        if not seen:
+            raise ConfigError(f"mask ratio 1 for {', '.join(names)} leaves nothing to see; put one of them below 1")
+        if self.policy == "modality" and len(seen) < 2:
+            raise ConfigError(
+                f"mask policy 'modality' hides one modality and shows another, but only {seen[0]} may be seen; "
+                "use 'group_uniform'"
+            )
+
     def ratio_of(self, name: str) -> float:
         """The mask ratio in force for one modality."""
         return float(self.per_modality.get(name, self.ratio))
@@ -91,15 +114,11 @@ def sample_selection(
     follow the draw.
 
     Raises:
-        ConfigError: a ratio for a modality that does not exist, or policy ``tube`` without any video-shaped modality.
+        ConfigError: modalities that ``config`` does not fit (:meth:`MaskConfig.check`).
         InputError: policy ``attention`` without scores for a modality.
     """
+    config.check(modalities)
     names = [modality.name for modality in modalities]
-    unknown = sorted(set(config.per_modality) - set(names))
-    if unknown:
-        raise ConfigError(f"mask ratios name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
-    if config.policy == "tube" and not any(_is_video(modality) for modality in modalities):
-        raise ConfigError("mask policy 'tube' needs a modality with shape (frames, height, width); use 'group_uniform'")
     hidden = _hidden_modality(config, names, seeds, present) if config.policy == "modality" else {}
     visible, queries = {}, {}
     for modality in modalities:

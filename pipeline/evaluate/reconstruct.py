@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hip_model.autoencoder import MaskedAutoencoder, Reconstruction
 from hip_model.errors import ConfigError
-from hip_model.masking import MaskConfig, mask_seeds, sample_selection
+from hip_model.masking import MaskConfig, mask_seeds
 from pipeline.errors import UserError
 from pipeline.evaluate.figures import Picture, curves
 from pipeline.evaluate.metrics import Estimate, IntArray, bootstrap, decibel
@@ -70,18 +70,15 @@ _NOTE = (
 
 
 def check_masks(session: Session) -> None:
-    """Draw one mask of each ratio: some policies fit some modalities only.
+    """Hold the mask of each ratio against the model's modalities.
 
     Raises:
-        UserError: a policy that does not fit the model's modalities.
+        UserError: a policy that does not fit them.
     """
-    options, model = session.options.mask, session.loaded.model
-    if options.policy == "attention":  # drawn from what the model looks at: it fits any
-        return
+    options = session.options.mask
     for ratio in options.ratios:
         try:
-            seeds = torch.zeros(1, dtype=torch.int64)
-            sample_selection(MaskConfig(options.policy, ratio), model.modalities, model.group_plan(), seeds)
+            MaskConfig(options.policy, ratio).check(session.loaded.model.modalities)
         except ConfigError as error:
             raise UserError(f"mask.policy={options.policy}: {error}") from error
 

@@ -14,7 +14,7 @@ from hip_model import ConfigError, Modality, available_models, build_model
 from hip_model.accounting import forward_flops
 from hip_model.autoencoder import LossConfig, MaskedAutoencoder
 from hip_model.export import save_pretrained
-from hip_model.masking import MaskConfig, sample_selection
+from hip_model.masking import MaskConfig
 from hip_model.normalisation import Normalisation
 from pipeline.errors import UserError, nearest
 from pipeline.host_memory import keep_freed_memory
@@ -50,10 +50,8 @@ def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAut
         torch.manual_seed(derive_seed(options.seed, "weights"))
         try:
             model: Any = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
-            for mask in (options.mask, options.validation.mask):
-                if mask is not None and mask.policy != "attention":  # draw one: some policies fit some modalities only
-                    seeds = torch.zeros(1, dtype=torch.int64)
-                    sample_selection(mask_config(mask), model.modalities, model.group_plan(), seeds)
+            if options.validation.mask is not None:
+                mask_config(options.validation.mask).check(model.modalities)
             return MaskedAutoencoder(model, mask_config(options.mask), loss_config(options), normalisation_of(manifest))
         except ConfigError as error:
             raise UserError(f"model={options.model.name} does not fit {options.shards}: {error}") from error

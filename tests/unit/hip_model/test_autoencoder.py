@@ -231,6 +231,19 @@ def test_reconstruct_leaves_the_mode_alone():
     assert autoencoder.model.training
 
 
+def test_a_setting_that_would_train_nothing_is_refused():
+    with pytest.raises(ConfigError, match="loss weight 0 for video, audio leaves nothing to learn"):
+        build(loss=LossConfig(weights={"video": 0, "audio": 0}))
+    nothing_hidden = MaskConfig(per_modality={"video": 0, "audio": 0})
+    with pytest.raises(ConfigError, match=r"mask ratio 0 for video, audio .* loss\.on=all"):
+        build(mask=nothing_hidden)
+    with pytest.raises(ConfigError, match="mask ratio 0 for audio leaves"):
+        build(mask=MaskConfig(per_modality={"audio": 0}), loss=LossConfig(weights={"video": 0}))
+    with pytest.raises(ConfigError, match="leaves nothing to see"):
+        build(mask=MaskConfig(per_modality={"video": 1, "audio": 1}))
+    assert build(mask=nothing_hidden, loss=LossConfig("all")).loss.on == "all"
+
+
 def test_errors_name_what_is_wrong():
     with pytest.raises(ConfigError, match="loss weights name sound, but the modalities are video, audio"):
         build(loss=LossConfig(weights={"sound": 1.0}))

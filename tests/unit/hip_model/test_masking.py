@@ -168,8 +168,8 @@ def test_query_all_asks_for_every_token_once():
 )
 @pytest.mark.parametrize("groups", [4, 6])
 def test_a_promise_of_no_empty_slots_is_kept(policy, groups, options):
-    audio = Modality("audio", 60, 1, (60,))
-    _, selection = sample(policy, groups, modalities=(VIDEO, audio), **options)
+    audio, depth = Modality("audio", 60, 1, (60,)), Modality("depth", 64, 1, (8, 8))
+    _, selection = sample(policy, groups, modalities=(VIDEO, audio, depth), **options)
     empty = any((index < 0).any() for index in (*selection.visible.values(), *selection.queries.values()))
     assert selection.has_empty_slots or not empty
     assert selection.has_empty_slots or policy in ("group_uniform", "independent", "attention")
@@ -211,6 +211,12 @@ def test_config_errors_name_key_value_and_choice():
         sample(per_modality={"sound": 0.5})
     with pytest.raises(ConfigError, match="frames, height, width"):
         sample("tube", modalities=(AUDIO,))
+    with pytest.raises(ConfigError, match="shows another, but only audio may be seen"):
+        sample("modality", modalities=(AUDIO,))
+    with pytest.raises(ConfigError, match="shows another, but only video may be seen"):
+        sample("modality", per_modality={"audio": 1})
+    with pytest.raises(ConfigError, match="mask ratio 1 for video, audio leaves nothing to see"):
+        sample(per_modality={"audio": 1, "video": 1})
 
 
 RECORDED = ([5783867239451575872], [[[7, 8, 12, 18, 28], [7, 8, 12, 18, 28]]])
