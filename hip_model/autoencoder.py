@@ -44,6 +44,25 @@ class LossConfig:
             if not weight >= 0:
                 raise ConfigError(f"loss weight of modality {name!r} must be 0 or more, got {weight}")
 
+    def check(self, mask: MaskConfig, modalities: Sequence[Modality]) -> None:
+        """Whether these modalities, masked so, leave something to learn.
+
+        Raises:
+            ConfigError: a weight for a modality that does not exist, or every modality is without weight, or is neither
+                hidden nor scored.
+        """
+        names = [modality.name for modality in modalities]
+        if unknown := sorted(set(self.weights) - set(names)):
+            raise ConfigError(f"loss weights name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
+        weighed = [name for name in names if self.weights.get(name, 1) > 0]
+        if not weighed:
+            raise ConfigError(f"loss weight 0 for {', '.join(names)} leaves nothing to learn; give one of them more")
+        if self.on == "masked" and not any(mask.ratio_of(name) > 0 for name in weighed):
+            raise ConfigError(
+                f"mask ratio 0 for {', '.join(weighed)} leaves nothing to learn from hidden tokens; "
+                "hide some, or score all tokens with loss.on=all"
+            )
+
 
 @dataclass(frozen=True)
 class MAEOutput:
@@ -83,8 +102,8 @@ class MaskedAutoencoder(nn.Module):
     unless the normalisation's ``raw_dtype`` is a float type. Target and prediction are compared in normalised units.
 
     Raises:
-        ConfigError: a weight or normalisation for a modality the model does not have, a mask that does not fit its
-            modalities, or nothing to learn from: every modality is without weight, or is neither hidden nor scored.
+        ConfigError: a normalisation for a modality the model does not have, or a mask or a loss that does not fit its
+            modalities (:meth:`MaskConfig.check`, :meth:`LossConfig.check`).
     """
 
     def __init__(
@@ -106,25 +125,14 @@ class MaskedAutoencoder(nn.Module):
         labels = model.label_groups() if has_labels else ()
         self._groups = {groups.name: groups for groups in (*model.group_plan().modalities, *labels)}
         names = [modality.name for modality in self._modalities]
-        for what, keys in (("loss weights", self.loss.weights), ("normalisations", given)):
-            if unknown := sorted(set(keys) - set(names)):
-                raise ConfigError(f"{what} name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
+        if unknown := sorted(set(given) - set(names)):
+            raise ConfigError(f"normalisations name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
         self.mask.check(self._modalities)
-        self._check_something_is_learned(names)
+        self.loss.check(self.mask, self._modalities)
         self.normalisation = {
             m.name: given.get(m.name, Normalisation.identity(m.num_channels)) for m in self._modalities
         }
         self._has_statistics = set(given)
-
-    def _check_something_is_learned(self, names: Sequence[str]) -> None:
-        weighed = [name for name in names if self.loss.weights.get(name, 1) > 0]
-        if not weighed:
-            raise ConfigError(f"loss weight 0 for {', '.join(names)} leaves nothing to learn; give one of them more")
-        if self.loss.on == "masked" and not any(self.mask.ratio_of(name) > 0 for name in weighed):
-            raise ConfigError(
-                f"mask ratio 0 for {', '.join(weighed)} leaves nothing to learn from hidden tokens; "
-                "hide some, or score all tokens with loss.on=all"
-            )
 
     def forward(
         self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Mapping[str, Tensor] | None = None

@@ -15,7 +15,7 @@ from hip_model.geometry import GeometryDials, named_dials
 from hip_model.modality import Modality
 from hip_model.variants import ModelConfig, model_config
 from pipeline.errors import UserError
-from pipeline.train.build import mask_config, trained_config
+from pipeline.train.build import loss_config, mask_config, trained_config
 from pipeline.train.options import ModelOptions, PretrainOptions
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.space import Space, dials_of, with_option
@@ -112,6 +112,8 @@ class CandidateFactory:
         candidate = Candidate(index, dict(drawn), settings)
         try:
             trained_as = training_options(self._options, candidate)
+            mask_config(trained_as.mask).check(self._modalities)
+            loss_config(trained_as).check(mask_config(trained_as.mask), self._modalities)
             return self._check_memory(self._with_geometry(candidate, trained_as), trained_as)
         except ConfigError as error:
             if isinstance(error, BudgetError):

@@ -100,6 +100,23 @@ def test_what_does_not_fit_is_rejected_with_its_reason() -> None:
 
 
 @pytest.mark.parametrize(
+    ("key", "values", "says"),
+    [
+        ("mask.policy", ["tube", "group_uniform"], "'tube' needs a modality with shape"),
+        ("mask.per_modality", [{"image": 1, "audio": 1}, {}], "leaves nothing to see"),
+        ("loss.weights", [{"image": 0, "audio": 0}, {}], "leaves nothing to learn"),  # its loss of 0 would win
+    ],
+)
+def test_a_mask_or_a_weight_that_trains_nothing_is_rejected_before_it_is_a_trial(
+    key: str, values: list[object], says: str
+) -> None:
+    made = factory(options(budget="none", dials={}, options={key: values}))
+    idle, fine = (made.make(0, {key: choice}) for choice in (0, 1))
+    assert says in (idle.rejected or "")
+    assert fine.rejected is None
+
+
+@pytest.mark.parametrize(
     ("search", "message"),
     [
         ({"budget_target": 10.0}, "no candidate of 24 drawn .* the nearest costs .*: give search.budget_target="),
