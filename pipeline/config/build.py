@@ -32,6 +32,16 @@ def build_options(cls: type[Options], content: dict[str, Any], prefix: str = "")
     return cls(**values)
 
 
+def with_value(options: Options, name: str, value: Any, key: str) -> Options:
+    """``options`` with the field ``name`` set to ``value``, which messages call ``key``; its own checks run.
+
+    Raises:
+        UserError: a value of the wrong kind, or one that the class refuses.
+    """
+    hints = typing.get_type_hints(type(options))
+    return dataclasses.replace(options, **{name: _convert(hints[name], value, key)})  # type: ignore[type-var]
+
+
 def known_keys(cls: type[Any], prefix: str = "") -> list[str]:
     """Every dotted key that ``cls`` and its nested classes accept; ``key.*`` where keys below it are the user's own."""
     keys = []

@@ -28,7 +28,7 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
     """The composed configuration of ``verb``; ``keys`` are suggested for a key that does not exist."""
     from hydra import compose, initialize_config_module
     from hydra.core.global_hydra import GlobalHydra
-    from hydra.errors import HydraException
+    from hydra.errors import HydraException, OverrideParseException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -47,6 +47,11 @@ def compose_config(verb: str, overrides: list[str], keys: list[str] | None = Non
             config = compose(verb, overrides)
             config.merge_with(values)
             content = OmegaConf.to_container(config, resolve=True)
+    except OverrideParseException as error:
+        raise UserError(
+            f"{error.override.lstrip('+~')} cannot be read ({str(error).splitlines()[0]}); "
+            "in a shell, a value with braces, brackets or commas needs quotes: 'key={a: 1, b: 2}'"
+        ) from error
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, known, chosen_groups(verb))) from error
     assert isinstance(content, dict)
@@ -91,8 +96,10 @@ def _checked_choices(verb: str, overrides: list[str], keys: list[str]) -> list[s
     found = []
     for override in overrides:
         key, _, value = override.lstrip("+").partition("=")
-        if key.startswith("~") or not folder.joinpath(key).is_dir():
+        if key.startswith("~"):
             found.append(override)
+        elif not folder.joinpath(key).is_dir():
+            found.append(_with_quotes(override))
         elif key not in groups:
             raise UserError(_unknown(key, keys, groups))
         elif value != "null" or groups[key] is not None:
@@ -102,6 +109,23 @@ def _checked_choices(verb: str, overrides: list[str], keys: list[str]) -> list[s
                     raise UserError(f"unknown choice {key}={value}: {nearest(name, choices)}")
             found.append(override)
     return found
+
+
+def _with_quotes(override: str) -> str:
+    """Hydra's grammar knows no ``=``, quote or comma within plain text, such as a path: it is given those in quotes."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    key, _, value = override.partition("=")
+    if not value or value[0] in "[{'\"" or "${" in value:
+        return override
+    try:
+        if not OverridesParser.create().parse_override(override).is_sweep_override():
+            return override
+    except HydraException:
+        pass
+    escaped = re.sub(r"(\\*)('|$)", lambda end: 2 * end[1] + ("\\'" if end[2] else ""), value)
+    return f"{key}='{escaped}'"
 
 
 def chosen_groups(verb: str) -> dict[str, str | None]:

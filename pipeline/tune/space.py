@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from hip_model.errors import ConfigError
 from hip_model.geometry import GeometryDials, named_dials
 from hip_model.variants import available_models
+from pipeline.config.build import build_options, with_value
 from pipeline.errors import UserError, nearest
 from pipeline.train.options import DurationOptions, PretrainOptions
 from pipeline.tune.options import SearchOptions
@@ -45,7 +46,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Range:
-    """Numbers from ``low`` to ``high``, both included; whole ones if both ends are whole."""
+    """Numbers from ``low`` to ``high``, both included; whole ones if both ends, and the step, are whole."""
 
     low: float
     high: float
@@ -55,7 +56,8 @@ class Range:
     @property
     def is_whole(self) -> bool:
         """Whether only whole numbers are drawn."""
-        return isinstance(self.low, int) and isinstance(self.high, int)
+        ends = isinstance(self.low, int) and isinstance(self.high, int)
+        return ends and float(self.step or 1).is_integer()
 
     def distribution(self) -> BaseDistribution:
         """As Optuna sees it."""
@@ -134,7 +136,7 @@ def build_space(search: SearchOptions, base: PretrainOptions) -> Space:
     for dial, entry in search.dials.items():
         key = f"search.dials.{dial}"
         domain = _domain(key, entry)
-        for value in [domain] if not isinstance(domain, (Choice, Range)) else _extremes(domain):
+        for value in [domain] if not isinstance(domain, (Choice, Range)) else _samples(domain):
             _check_dial(key, dial, value)
         if isinstance(domain, (Choice, Range)):
             domains[f"dials.{dial}"] = domain
@@ -147,7 +149,7 @@ def build_space(search: SearchOptions, base: PretrainOptions) -> Space:
     for option, entry in _dotted(search.options).items():
         domain = _domain(f"search.options.{option}", entry)
         domain = domain if isinstance(domain, (Choice, Range)) else Choice((domain,))
-        for value in _extremes(domain):
+        for value in _samples(domain):
             with_option(base, option, value)
         domains[option] = domain
     return Space(domains, fixed, bool(search.dials or search.variants))
@@ -168,27 +170,31 @@ def with_option(options: _Options, key: str, value: Any) -> _Options:
     Raises:
         UserError: no such key, or a value it cannot take.
     """
+    return _with_option(options, key, value, f"search.options.{key}")
+
+
+def _with_option(options: _Options, key: str, value: Any, full_key: str) -> _Options:
     head, _, rest = key.partition(".")
     assert is_dataclass(options)
     assert not isinstance(options, type)
     names = [field.name for field in fields(options)]
     if head not in names:
-        raise UserError(f"search.options: there is no key {key!r}; {nearest(head, names)}")
+        raise UserError(f"{full_key}: there is no key {head!r}; {nearest(head, names)}")
     if isinstance(options, PretrainOptions) and head in _FIXED_KEYS:
-        raise UserError(f"search.options.{key}: {head} is the same for all trials; set it outside the search")
+        raise UserError(f"{full_key}: {head} is the same for all trials; set it outside the search")
     if head == "duration" and rest in [field.name for field in fields(DurationOptions)]:
         # A length takes the place of the one there is, which may be counted in another unit.
-        return replace(options, duration=DurationOptions(**{rest: value}))
+        return replace(options, duration=build_options(DurationOptions, {rest: value}, "search.options.duration."))
     current = getattr(options, head)
     if not rest:
         if is_dataclass(current):
-            raise UserError(f"search.options.{key} is a group; name one of its keys, {_names(current)}")
-        return replace(options, **{head: value})
+            raise UserError(f"{full_key} is a group; name one of its keys, {_names(current)}")
+        return with_value(options, head, value, full_key)
     if isinstance(current, dict):
-        return replace(options, **{head: {**current, rest: value}})
+        return with_value(options, head, {**current, rest: value}, full_key)
     if not is_dataclass(current):
-        raise UserError(f"search.options: {key!r} goes below {head!r}, which is a value")
-    return replace(options, **{head: with_option(current, rest, value)})
+        raise UserError(f"{full_key} goes below {head!r}, which is a value")
+    return replace(options, **{head: _with_option(current, rest, value, full_key)})
 
 
 def dials_of(search: SearchOptions, space: Space, settings: Mapping[str, Any]) -> GeometryDials:
@@ -225,8 +231,12 @@ def _domain(key: str, entry: Any) -> Any:
     return found
 
 
-def _extremes(domain: Choice | Range) -> tuple[Any, ...]:
-    return domain.values if isinstance(domain, Choice) else (domain.low, domain.high)
+def _samples(domain: Choice | Range) -> tuple[Any, ...]:
+    """What shows whether a key can take the values of a domain: all, or both ends and, if fractions are drawn, one."""
+    if isinstance(domain, Choice):
+        return domain.values
+    between = () if domain.is_whole else (domain.low + (domain.step or (domain.high - domain.low) / math.e),)
+    return (domain.low, domain.high, *between)
 
 
 def _check_dial(key: str, dial: str, value: Any) -> None:

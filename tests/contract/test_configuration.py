@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 from jobs.__main__ import VERBS, main
 from jobs.cli import guarded
@@ -85,6 +87,11 @@ def test_experiments_compose(name: str) -> None:
         ("experiment=finetune_small", "unknown choice"),
         ("mae_images", "'mae_images' is no setting"),
         ("seed=abc", "seed=abc"),
+        ("seed=1,2", "seed=1,2: expected int"),
+        ("seed=(3", r"seed=\(3: expected int"),
+        ("optim.betas=0.9,0.95", r"optim.betas=0.9,0.95: expected a list, \[a,b,…\]"),
+        ("mask.per_modality={audio", "^mask.per_modality={audio cannot be read .* needs quotes"),
+        ("run.name='x", "^run.name='x cannot be read .* needs quotes"),
     ],
 )
 def test_a_mistake_names_the_way_out(override: str, named: str) -> None:
@@ -124,6 +131,19 @@ def test_hydras_own_signs_and_lists_are_kept() -> None:
     words = ["shards=/x", "~experiment", "+loss.weights.audio=2", "++seed=3", "optim=[lamb]"]
     options = load_options(PretrainOptions, "pretrain", words)
     assert (options.seed, options.optim.kind, options.loss.weights) == (3, "lamb", {"audio": 2.0})
+
+
+@pytest.mark.parametrize("text", ["s3://b/date=2026-11-30/x", "/it's", "/a,b", "/a b, c='d'\\", "/x(1)", "/x{1}", "/é"])
+def test_a_path_needs_no_quotes_but_the_shells(text: str) -> None:
+    assert load_options(PretrainOptions, "pretrain", [f"shards={text}"]).shards == text
+    assert load_options(EvaluateOptions, "evaluate", ["shards=/x", f"model={text}"]).model == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=12))
+def test_any_name_of_a_file_arrives_as_it_is(name: str) -> None:
+    assume("${" not in name)
+    assert load_options(PretrainOptions, "pretrain", [f"shards=/{name}"]).shards == f"/{name}"
 
 
 @pytest.mark.parametrize("verb", sorted(VERBS))

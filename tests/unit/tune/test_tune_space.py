@@ -82,6 +82,11 @@ def test_a_continuous_range_in_a_grid_is_named() -> None:
         ({"dials": {"depth": {"low": 1, "high": 3, "step": 0}}}, r"depth: step=0 must be above 0"),
         ({"options": {"optim.learning_rat": [1.0]}}, "did you mean 'learning_rate'"),
         ({"options": {"mask.ratio": {"low": 0.5, "high": 1.5}}}, r"mask.ratio=1.5 is out of range"),
+        ({"options": {"mask": {"ratio": "half"}}}, r"search.options.mask.ratio=half: expected float, got str"),
+        ({"options": {"batch.global_size": [8, 8.5]}}, r"search.options.batch.global_size=8.5: expected int"),
+        ({"options": {"batch.global_size": {"low": 4.0, "high": 8.0}}}, r"global_size=5.4\d*: expected int"),
+        ({"options": {"duration.steps": ["long"]}}, r"search.options.duration.steps=long: expected int"),
+        ({"dials": {"depth": {"low": 1, "high": 3, "step": 0.5}}}, "depth=1.5 must be a whole number"),
         ({"options": {"optim": [1]}}, "is a group"),
         ({"options": {"seed.low": [1]}}, "is a value"),
         ({"options": {"storage": ["a", "b"]}}, "same for all trials"),
@@ -119,6 +124,8 @@ def test_options_are_set_by_dotted_key_and_checked() -> None:
     assert with_option(BASE, "optim.weight_decay", 0.2).optim.weight_decay == 0.2
     assert with_option(BASE, "mask.per_modality.audio", 0.5).mask.per_modality == {"audio": 0.5}
     assert with_option(BASE, "shards", "other").shards == "other"
+    assert with_option(BASE, "schedule.milestone_shares", [0.5, 1]).schedule.milestone_shares == (0.5, 1.0)
+    assert with_option(BASE, "mask.per_modality", {"audio": 1}).mask.per_modality == {"audio": 1.0}
     assert with_option(BASE, "duration.epochs", 3).duration == DurationOptions(epochs=3)
     with pytest.raises(UserError, match="too small"):
         with_option(BASE, "batch.global_size", 0)
