@@ -58,8 +58,8 @@ def test_keys_of_the_users_own_are_added_or_replace_a_presets() -> None:
 
 def test_a_duration_that_is_given_takes_the_place_of_the_configurations() -> None:
     words = ["shards=/x", "experiment=mae_images"]
-    for given, expected in (([], (None, None, 800.0)), (["duration.steps=9"], (9, None, None))):
-        found = load_options(PretrainOptions, "pretrain", [*words, *given]).duration
+    for more, expected in (([], (None, None, 800.0)), (["duration.steps=9"], (9, None, None))):
+        found = load_options(PretrainOptions, "pretrain", [*words, *more]).duration
         assert (found.steps, found.examples, found.epochs) == expected
     with pytest.raises(UserError, match="exactly one of steps, examples and epochs, got steps, epochs"):
         load_options(PretrainOptions, "pretrain", [*words, "duration.steps=9", "duration.epochs=2"])
