@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,7 +56,8 @@ def resolve_uri(options: TrackingOptions, storage: str) -> str:
     uri = options.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         check_uri(uri)
-        return uri
+        # Trials and workers run in folders of their own, where a relative file would be another one.
+        return re.sub(r"^(sqlite[^:]*:///)(?!/|:)", lambda begin: f"{begin[0]}{Path.cwd()}/", uri)
     if not is_local(storage):
         raise UserError(
             f"storage={redact(storage)} is remote, so there is no file for MLflow; "

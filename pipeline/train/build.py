@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +23,11 @@ from pipeline.ingest.order import ExampleOrder
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
+from pipeline.storage import is_local, local_path
 from pipeline.train.checkpoint_files import AVERAGE
 from pipeline.train.options import MaskOptions, PretrainOptions, ScaleOptions
 
+_Options = TypeVar("_Options", bound=PretrainOptions)
 TRAIN, VALIDATION = "train", "validation"
 
 
@@ -36,6 +38,23 @@ def prepare_device(scale: ScaleOptions) -> torch.device:
         return torch.device("cuda")
     keep_freed_memory()
     return torch.device("cpu")
+
+
+def with_absolute_places(options: _Options) -> _Options:
+    """Local folders in full: workers and trials run in folders of their own."""
+
+    def absolute(place: str) -> str:
+        return str(local_path(place)) if is_local(place) else place
+
+    cache = options.ingest.cache
+    if not cache.folder.startswith("~"):  # the home folder is each machine's own
+        cache = replace(cache, folder=absolute(cache.folder))
+    return replace(
+        options,
+        shards=absolute(options.shards),
+        storage=absolute(options.storage),
+        ingest=replace(options.ingest, cache=cache),
+    )
 
 
 def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAutoencoder:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, replace
 
 from pipeline.errors import HipError, InfrastructureError, Interrupted
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import is_local, join, local_path, name_of, redact
+from pipeline.storage import join, name_of, redact
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job
+from pipeline.train.build import with_absolute_places
 from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.checks import check_options
 from pipeline.train.metrics import Report
@@ -100,15 +101,6 @@ def _train_to_the_end(
         if record.status == RUNNING:
             _close_failed(job, error, tracker)
         raise
-
-
-def with_absolute_places(options: PretrainOptions) -> PretrainOptions:
-    """Local folders in full: workers run in folders of their own."""
-
-    def absolute(place: str) -> str:
-        return str(local_path(place)) if is_local(place) else place
-
-    return replace(options, shards=absolute(options.shards), storage=absolute(options.storage))
 
 
 def train_in_process(

@@ -16,6 +16,7 @@ from pipeline.folder_lock import folder_lock
 from pipeline.ray_session import ray_session
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import join, redact
+from pipeline.train.build import with_absolute_places
 from pipeline.train.checks import check_options
 from pipeline.tune.candidates import Candidate, plain_pretrain_options
 from pipeline.tune.command import pretrain_command
@@ -51,6 +52,7 @@ def run_search(options: TuneOptions) -> SearchResult:
         Interrupted: stopped on request; the same command goes on.
         InfrastructureError: Ray or the storage failed.
     """
+    options = with_absolute_places(options)
     check_options(plain_pretrain_options(options))
     prepared = prepare(options, Manifest.load(options.shards))
     search = options.search

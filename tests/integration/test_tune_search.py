@@ -9,6 +9,7 @@ import logging
 import math
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -301,3 +302,18 @@ def test_candidates_are_solved_to_the_measured_time_of_a_step(ray_cluster: None,
     seconds = [trial.candidate.costs.step_seconds for trial in trained if trial.candidate.costs]
     assert all(second is not None and second > 0 for second in seconds)
     assert max(seconds) / min(seconds) <= 1.3 / 0.7
+
+
+def test_places_may_be_given_as_seen_from_here(
+    ray_cluster: None, shards: str, tmp_path: Path, migrated_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each trial runs in a folder of its own, where ``data`` and ``sqlite:///runs.db`` would be other places."""
+    monkeypatch.chdir(tmp_path)
+    Path("data").symlink_to(shards)
+    shutil.copy(migrated_database, "runs.db")
+    asked = options("data", Path("runs"), "sqlite:///runs.db", 3, dials=SMALL, budget="none", trials=1)
+    result = run_search(asked)
+    assert [trial.status for trial in result.trials] == [FINISHED]
+    assert (tmp_path / "runs" / "small" / "trials" / "trial_000" / "run.json").is_file()
+    _, children = tracked_runs(f"sqlite:///{tmp_path}/runs.db")
+    assert [child.info.status for child in children] == ["FINISHED"]

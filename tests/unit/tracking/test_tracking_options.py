@@ -36,6 +36,16 @@ def test_environment_is_used_and_the_option_wins(monkeypatch: pytest.MonkeyPatch
     assert resolve_uri(TrackingOptions(uri="http://option:5000"), "runs") == "http://option:5000"
 
 
+def test_a_file_beside_the_command_is_the_same_one_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert resolve_uri(TrackingOptions(uri="sqlite:///runs.db"), "runs") == f"sqlite:///{tmp_path}/runs.db"
+    assert resolve_uri(TrackingOptions(uri="sqlite:////srv/runs.db"), "runs") == "sqlite:////srv/runs.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite+pysqlite:///a/runs.db")
+    assert resolve_uri(TrackingOptions(), "runs") == f"sqlite+pysqlite:///{tmp_path}/a/runs.db"
+
+
 def test_remote_storage_needs_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(UserError, match=r"tracking\.uri=http"):
