@@ -75,7 +75,7 @@ def previous_checkpoint(options: FinetuneOptions, start: Start, folder: str, man
     if lines:
         raise UserError(
             f"run {shown} was started differently:\n  " + "\n  ".join(lines) + "\n"
-            "give the same values to continue it, or another run.name to start a new one"
+            "give the same values to continue it, or another run.name or storage to start a new one"
         )
     return found
 

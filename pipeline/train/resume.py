@@ -136,7 +136,7 @@ def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> 
     if differences and checkpoint is not None:
         raise UserError(
             f"run {found.name} in {redact(run_folder)} was started differently:\n  " + "\n  ".join(differences) + "\n"
-            "give the same values to continue it, or another run.name to start a new one"
+            "give the same values to continue it, or another run.name or storage to start a new one"
         )
     if checkpoint is None:  # it never got anywhere: nothing to keep but its identity
         fresh.key, fresh.tracking_run_id, fresh.attempts = found.key, found.tracking_run_id, found.attempts
