@@ -45,6 +45,11 @@ def local_path(location: str) -> Path:
     return Path(location.removeprefix("file://")).expanduser().absolute()
 
 
+def absolute(location: str) -> str:
+    """A place that every process finds, whatever folder it runs in: a local one in full, a URI as it is."""
+    return str(local_path(location)) if is_local(location) else location
+
+
 def join(location: str, *parts: str) -> str:
     """``location`` with ``parts`` below it (before a URI's query string)."""
     base, mark, query = (location, "", "") if is_local(location) else location.partition("?")

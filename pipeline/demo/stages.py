@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pipeline.demo.media import make_media, recipe_for, write_unseen
 from pipeline.demo.options import DemoOptions
-from pipeline.preprocess.listing import absolute
 from pipeline.shards.manifest import Manifest
+from pipeline.storage import absolute
 
 MODEL_NAME = "hip-demo"
 SEARCH_NAME = "demo-search"

@@ -11,6 +11,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.classify import score_classes
 from pipeline.evaluate.embed import latents_of
 from pipeline.evaluate.probe import check_labels, is_multilabel, label_matrix
+from pipeline.evaluate.reading import batches
 from pipeline.evaluate.report import Findings
 from pipeline.evaluate.session import Session
 from pipeline.seeding import derive_seed
@@ -76,12 +77,11 @@ def _scores(probe: AttentiveProbe, latents: Tensor, multilabel: bool) -> np.ndar
 
 def _latents(session: Session, split: str, level: int) -> tuple[Tensor, list[tuple[int, ...]]]:
     """All latents of a level [N, groups * latents, D] and the labels."""
-    reader, count = session.reader(split), session.count(split)
+    count = session.count(split)
     parts: list[Tensor] = []
     labels: list[tuple[int, ...]] = []
-    size = session.options.embed.batch_size
-    for first in range(0, count, size):
-        batch = reader.read(np.arange(first, min(first + size, count)))
+    what = f"embedding split {split!r}"
+    for batch in batches(session.reader(split), count, session.options.embed.batch_size, what):
         inputs = session.loaded.normalise(batch.arrays)
         level_count = max(level + 1, session.loaded.num_encoder_levels)
         found = latents_of(session.loaded, inputs, batch.present, level_count)[level]

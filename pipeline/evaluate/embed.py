@@ -18,12 +18,12 @@ from pipeline.errors import UserError
 from pipeline.evaluate.head import POOLS, pooled_parts
 from pipeline.evaluate.loaded import LoadedModel
 from pipeline.evaluate.options import EmbedOptions
+from pipeline.evaluate.reading import Progress, examples_a_read, read_ahead, spans
 from pipeline.shards.reader import Batch, ShardReader
 
 # Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each read.
 Piece = dict[str, np.ndarray]
 
-_READ_BYTES = 16_000_000  # of tokens at a time; four times as much once they are float32
 _VERSION = 3  # raised when the content of a piece changes meaning
 
 
@@ -89,7 +89,7 @@ def embed(
     if request.count == 0:
         raise UserError(f"{request.shards} has no examples in split {request.split!r}")
     folder = storage.join(cache, request.key(weights, reader.manifest.fingerprint))
-    pieces = list(_pieces(request.count, options.chunk_examples))
+    pieces = spans(request.count, options.chunk_examples)
     missing = [piece for piece in pieces if not storage.exists(_location(folder, *piece))]
     computed: dict[tuple[int, int], Piece] = {}
     if options.engine == "ray" and missing:
@@ -112,9 +112,10 @@ def _compute_here(
 ) -> dict[tuple[int, int], Piece]:
     """Compute ``pieces`` in this process; one is saved, which waits for the disk, while the next is computed."""
     computed = {}
+    progress = Progress(f"embedding split {request.split!r}", sum(stop - start for start, stop in pieces))
     with ThreadPoolExecutor(1) as saver:
         saving: Future[None] | None = None
-        for bounds, piece in compute_pieces(loaded, reader, request, batch_size, pieces):
+        for bounds, piece in compute_pieces(loaded, reader, request, batch_size, pieces, progress):
             computed[bounds] = piece
             if saving is not None:
                 saving.result()  # a full disk ends the work at the next piece, not at the last
@@ -125,16 +126,26 @@ def _compute_here(
 
 
 def compute_pieces(
-    loaded: LoadedModel, reader: ShardReader, request: EmbedRequest, batch_size: int, pieces: list[tuple[int, int]]
+    loaded: LoadedModel,
+    reader: ShardReader,
+    request: EmbedRequest,
+    batch_size: int,
+    pieces: list[tuple[int, int]],
+    progress: Progress | None = None,
 ) -> Iterator[tuple[tuple[int, int], Piece]]:
     """The pieces in order, each with its rows [start, stop) of the split; the next one's are read meanwhile."""
-    # Many batches at a time, because a thread that reads holds up the model's small operations.
-    read_examples = max(1, _READ_BYTES // (reader.row_bytes * batch_size)) * batch_size
-    reads = [(bounds, rows) for bounds in pieces for rows in _pieces(bounds[1], read_examples, bounds[0])]
+    size = examples_a_read(reader, batch_size)
+    reads = [(bounds, rows) for bounds in pieces for rows in spans(bounds[1], size, bounds[0])]
+
+    def load(start: int, stop: int) -> tuple[Batch, dict[str, torch.Tensor]]:
+        batch = reader.read(np.arange(start, stop))
+        return batch, loaded.normalise(batch.arrays)
+
     parts: list[Piece] = []
-    loads = _read_ahead(loaded, reader, [rows for _, rows in reads])
-    for (bounds, rows), (batch, inputs) in zip(reads, loads, strict=True):
+    for (bounds, rows), (batch, inputs) in zip(reads, read_ahead(load, [rows for _, rows in reads]), strict=True):
         parts.append(embed_rows(loaded, batch, inputs, request, batch_size))
+        if progress is not None:
+            progress.advance(rows[1] - rows[0])
         if rows[1] == bounds[1]:
             yield bounds, {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             parts = []
@@ -147,26 +158,6 @@ def save_piece(folder: str, bounds: tuple[int, int], piece: Piece) -> None:
     storage.write_atomic(_location(folder, *bounds), stream.getvalue())
 
 
-def _read_ahead(
-    loaded: LoadedModel, reader: ShardReader, ranges: list[tuple[int, int]]
-) -> Iterator[tuple[Batch, dict[str, torch.Tensor]]]:
-    """The rows [start, stop) of each range, raw and normalised; the next are made while the model works on the last."""
-
-    def load(start: int, stop: int) -> tuple[Batch, dict[str, torch.Tensor]]:
-        batch = reader.read(np.arange(start, stop))
-        return batch, loaded.normalise(batch.arrays)
-
-    with ThreadPoolExecutor(1) as pool:
-        waiting: Future[tuple[Batch, dict[str, torch.Tensor]]] | None = None
-        for bounds in ranges:
-            following = pool.submit(load, *bounds)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
-
-
 @torch.inference_mode()
 def embed_rows(
     loaded: LoadedModel, batch: Batch, inputs: dict[str, torch.Tensor], request: EmbedRequest, batch_size: int
@@ -175,7 +166,7 @@ def embed_rows(
     ``<part>_<level>`` float32 [B, width], and what is known about each example."""
     hidden = loaded.presence(batch.present, request.modalities) is not None
     pooled: dict[str, list[torch.Tensor]] = {}
-    for first, last in _pieces(len(batch.sources), batch_size):
+    for first, last in spans(len(batch.sources), batch_size):
         some = {name: values[first:last] for name, values in inputs.items()}
         selection = loaded.presence(batch.part(first, last).present, request.modalities) if hidden else None
         for name, values in _pooled(loaded, some, selection, request.level_count).items():
@@ -225,11 +216,6 @@ def _latents(
     if level_count <= loaded.num_encoder_levels:
         return list(loaded.model.encode(inputs, selection))
     return list(loaded.model(inputs, selection).latents)
-
-
-def _pieces(end: int, size: int, first: int = 0) -> Iterator[tuple[int, int]]:
-    for start in range(first, end, size):
-        yield start, min(start + size, end)
 
 
 def _location(folder: str, start: int, stop: int) -> str:

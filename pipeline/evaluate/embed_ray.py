@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from pipeline.evaluate.embed import EmbedRequest, compute_pieces, save_piece
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.host_memory import keep_freed_memory
+from pipeline.storage import absolute
 
 
 class PieceEmbedder:
@@ -45,6 +47,8 @@ def embed_pieces(
     from pipeline.ray_session import ray_session
 
     with ray_session():
+        # Actors may run in other folders than this process.
+        request, folder = replace(request, shards=absolute(request.shards)), absolute(folder)
         table = ray.data.from_items([{"start": start, "stop": stop} for start, stop in pieces])
         written = table.repartition(len(pieces)).map_batches(
             PieceEmbedder,

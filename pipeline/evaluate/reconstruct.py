@@ -15,6 +15,7 @@ from hip_model.masking import MaskConfig, mask_seeds
 from pipeline.errors import UserError
 from pipeline.evaluate.figures import Picture, curves
 from pipeline.evaluate.metrics import Estimate, IntArray, bootstrap, decibel
+from pipeline.evaluate.reading import batches
 from pipeline.evaluate.report import Findings, Table
 from pipeline.evaluate.session import Session
 from pipeline.shards.reader import Batch
@@ -88,10 +89,9 @@ def masked_errors(session: Session, ratio: float) -> dict[str, MaskedErrors]:
     options, loaded = session.options, session.loaded
     config = MaskConfig(policy=options.mask.policy, ratio=ratio)
     autoencoder = MaskedAutoencoder(loaded.model, config, normalisation=loaded.normalisations)
-    reader, count = session.reader(options.split), session.count(options.split)
+    what = f"reconstructing at mask ratio {ratio:g}"
     collected: dict[str, list[np.ndarray]] = {name: [] for name in loaded.modality_names}
-    for first in range(0, count, options.embed.batch_size):
-        batch = reader.read(np.arange(first, min(first + options.embed.batch_size, count)))
+    for batch in batches(session.reader(options.split), session.count(options.split), options.embed.batch_size, what):
         answer = reconstruct_batch(session, autoencoder, batch)
         for name in loaded.modality_names:
             hides = ~answer.visible[name].all(1).cpu().numpy()

@@ -13,6 +13,7 @@ from pipeline.errors import UserError, nearest
 from pipeline.evaluate.attention import on_picture
 from pipeline.evaluate.figures import Picture, bars, picture_rows
 from pipeline.evaluate.metrics import IntArray, bootstrap
+from pipeline.evaluate.reading import Progress, batches
 from pipeline.evaluate.report import Findings, Table
 from pipeline.evaluate.session import Session
 from pipeline.seeding import derive_seed
@@ -92,6 +93,7 @@ def _train(session: Session) -> DenseHead:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.iterations)
     count, reader = session.count(options.fit_split), session.reader(options.fit_split)
     random = np.random.default_rng(derive_seed(options.seed, "segmentation order"))
+    progress = Progress("training the dense head", wanted.iterations, "steps")
     for _ in range(wanted.iterations):
         rows = random.choice(count, min(options.embed.batch_size, count), replace=False)
         batch = reader.read(np.sort(rows))
@@ -102,6 +104,7 @@ def _train(session: Session) -> DenseHead:
             loss.backward()
             optimizer.step()
         schedule.step()
+        progress.advance(1)
     return head.eval()
 
 
@@ -133,8 +136,7 @@ def _score(session: Session, head: DenseHead) -> tuple[IntArray, list[Picture]]:
     count, reader = session.count(options.split), session.reader(options.split)
     matrices: list[np.ndarray] = []
     shown: list[list[np.ndarray]] = []
-    for first in range(0, count, options.embed.batch_size):
-        batch = reader.read(np.arange(first, min(first + options.embed.batch_size, count)))
+    for batch in batches(reader, count, options.embed.batch_size, "segmenting"):
         predicted, targets = _answers(session, head, batch).argmax(-1), _targets(session, batch)
         for row in range(len(targets)):
             valid = targets[row] != options.segmentation.ignore

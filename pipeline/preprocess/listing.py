@@ -10,7 +10,7 @@ from pathlib import Path
 from pyarrow import fs
 
 from pipeline.preprocess.align import Segment
-from pipeline.storage import is_local, join, local_path, resolve
+from pipeline.storage import absolute, is_local, join, local_path, resolve
 
 SPLIT_FOLDERS = {
     "train": "train",
@@ -39,11 +39,6 @@ class Source:
     segment: Segment | None = None
     split: str | None = None
     """The split that the source itself states."""
-
-
-def absolute(location: str) -> str:
-    """A place that every worker finds, whatever folder it runs in."""
-    return str(local_path(location)) if is_local(location) else location
 
 
 def list_media(location: str) -> list[Source]:

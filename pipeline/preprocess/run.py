@@ -33,7 +33,7 @@ from pipeline.preprocess.task import ShardTask
 from pipeline.preprocess.watch import Watch
 from pipeline.ray_session import ray_session
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import is_local, local_path, redact
+from pipeline.storage import absolute, is_local, local_path, redact
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +146,7 @@ def _decode(
     tasks = [
         ShardTask(
             name=name,
-            dataset=str(local_path(options.shards)) if is_local(options.shards) else options.shards,
+            dataset=absolute(options.shards),
             recipe=options.tokens,
             limits=options.limits,
             shard_bytes=options.shard_megabytes * 1e6,

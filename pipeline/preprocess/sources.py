@@ -9,10 +9,10 @@ from pyarrow import fs
 
 from pipeline.errors import UserError
 from pipeline.preprocess.kinds import kind_of_name
-from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
+from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, list_media, stat_source
 from pipeline.preprocess.options import PreprocessOptions
 from pipeline.preprocess.tables import read_table_sources
-from pipeline.storage import exists, is_local, path_of, redact, resolve
+from pipeline.storage import absolute, exists, is_local, path_of, redact, resolve
 
 
 def list_sources(options: PreprocessOptions) -> list[Source]:

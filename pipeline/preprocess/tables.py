@@ -15,8 +15,8 @@ import pyarrow as pa
 from pipeline.errors import UserError
 from pipeline.parquet import parquet_table
 from pipeline.preprocess.align import Segment
-from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, absolute, list_media, stat_source
-from pipeline.storage import is_local, join, name_of, parent_of, read_bytes, redact
+from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, list_media, stat_source
+from pipeline.storage import absolute, is_local, join, name_of, parent_of, read_bytes, redact
 
 Row = dict[str, Any]
 _KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}

@@ -19,7 +19,7 @@ from pipeline.registry.options import PredictOptions
 from pipeline.registry.resolve import PACKAGED, WEIGHTS, fetch_registered, resolve_model
 from pipeline.registry.results import write_embeddings, write_failures, write_labels, write_reconstructions
 from pipeline.registry.work import Window, predict_here
-from pipeline.storage import exists, is_local, join, local_path, name_of, redact, resolve, write_atomic
+from pipeline.storage import absolute, exists, join, name_of, redact, resolve, write_atomic
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ def list_inputs(location: str) -> list[str]:
     elif kind_of_name(name_of(location)) is None and name_of(location).lower().endswith((".csv", ".parquet", ".txt")):
         sources = [source.location for source in read_table_sources(location, "auto", None)]
     else:
-        sources = [str(local_path(location)) if is_local(location) else location]
+        sources = [absolute(location)]
     if not sources:
         raise UserError(f"input={redact(location)} holds no files")
     return sources

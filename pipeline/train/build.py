@@ -23,7 +23,7 @@ from pipeline.ingest.order import ExampleOrder
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
-from pipeline.storage import is_local, local_path
+from pipeline.storage import absolute
 from pipeline.train.checkpoint_files import AVERAGE
 from pipeline.train.options import MaskOptions, PretrainOptions, ScaleOptions
 
@@ -42,10 +42,6 @@ def prepare_device(scale: ScaleOptions) -> torch.device:
 
 def with_absolute_places(options: _Options) -> _Options:
     """Local folders in full: workers and trials run in folders of their own."""
-
-    def absolute(place: str) -> str:
-        return str(local_path(place)) if is_local(place) else place
-
     cache = options.ingest.cache
     if not cache.folder.startswith("~"):  # the home folder is each machine's own
         cache = replace(cache, folder=absolute(cache.folder))

@@ -13,7 +13,7 @@ from hip_model.accounting import activation_bytes, optimizer_bytes
 from pipeline.errors import UserError
 from pipeline.ingest.options import IngestOptions
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import is_local, join, local_path
+from pipeline.storage import absolute, is_local, join
 from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config, trained_config
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
@@ -58,7 +58,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
             f"{options.shards} some lack one; leave engine.cuda_graphs=false"
         )
     name = run_name(options, config_hash(options_to_dict(options)), manifest.fingerprint)
-    storage = str(local_path(options.storage)) if is_local(options.storage) else options.storage
+    storage = absolute(options.storage)
     autoencoder = build_skeleton(options, manifest)
     parameters = sum(p.numel() for p in autoencoder.parameters())
     workers = max(1, options.scale.workers)

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import is_local, local_path
+from pipeline.storage import absolute
 from pipeline.train.build import TRAIN
 from pipeline.tune.space import Choice, Space
 
@@ -25,7 +25,7 @@ def with_absolute_datasets(space: Space) -> Space:
         return space
     if not isinstance(domain, Choice):
         raise UserError("search.options.shards: give a list of datasets")
-    places = tuple(str(local_path(place)) if is_local(place) else place for place in map(str, domain.values))
+    places = tuple(absolute(place) for place in map(str, domain.values))
     return replace(space, domains={**space.domains, KEY: Choice(places)})
 
 

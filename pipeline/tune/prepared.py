@@ -14,7 +14,7 @@ from pipeline import storage
 from pipeline.errors import UserError
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import is_local, join, local_path, redact
+from pipeline.storage import join, redact
 from pipeline.train.build import TRAIN, modalities_of
 from pipeline.train.differences import differences, flatten
 from pipeline.train.resume import without_keys
@@ -187,7 +187,7 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
     description = _describe(options, space, [manifest.fingerprint, *(m.fingerprint for m in datasets.values())])
     digest = hashlib.sha256(json.dumps(description, sort_keys=True, default=str).encode()).hexdigest()
     name = options.search.name or f"search-{digest[:8]}"
-    base = str(local_path(options.storage)) if is_local(options.storage) else options.storage
+    base = storage.absolute(options.storage)
     return PreparedSearch(options, name, join(base, name), description, space, manifest, datasets)
 
 

@@ -16,6 +16,7 @@ from pipeline.errors import InfrastructureError, UserError
 from pipeline.evaluate.head import load_head
 from pipeline.evaluate.loaded import load_model
 from pipeline.evaluate.options import EvaluateFigureOptions, MaskSweepOptions, ProbeOptions
+from pipeline.evaluate.reading import spans
 from pipeline.evaluate.runner import evaluate
 from pipeline.storage import folder_here
 
@@ -163,7 +164,7 @@ def test_a_piece_that_cannot_be_saved_ends_the_evaluation(options, monkeypatch, 
 
     wanted = options(task="knn")
     session = open_session(wanted, wanted.output)
-    bounds = list(embed._pieces(session.count("train"), wanted.embed.chunk_examples))[failing]
+    bounds = spans(session.count("train"), wanted.embed.chunk_examples)[failing]
     original = embed.save_piece
 
     def save(folder, piece_bounds, piece):
