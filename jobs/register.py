@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from shlex import quote
+
 from jobs.cli import verb
 from pipeline.registry.options import RegisterOptions
 from pipeline.storage import redact
@@ -17,8 +19,9 @@ def run(options: RegisterOptions) -> None:
 
     version = register(options)
     print(f"{version.name} version {version.version} is registered as {version.uri}")
-    print(f"try it:   hip predict model={version.uri} input=<file or folder> storage={redact(options.storage)}")
-    print(f"serve it: mlflow models serve --env-manager local -m {version.uri}")
+    model, storage = (quote(word) for word in (f"model={version.uri}", f"storage={redact(options.storage)}"))
+    print(f"try it:   hip predict {model} input=<file or folder> {storage}")
+    print(f"serve it: mlflow models serve --env-manager local -m {quote(version.uri)}")
 
 
 main = verb("register", RegisterOptions, run)

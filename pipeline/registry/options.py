@@ -29,7 +29,10 @@ def check_alias(key: str, alias: str) -> None:
     """
     usable = alias.replace("-", "").replace("_", "").isalnum()
     if not usable or alias == "latest" or (alias[0] == "v" and alias[1:].isdigit()):
-        raise UserError(f"{key}={alias!r} cannot be an alias; use letters, digits, '-' and '_', such as candidate")
+        raise UserError(
+            f"{key}={alias!r} cannot be an alias; use letters, digits, '-' and '_', such as candidate "
+            "('latest' and numbers after a v are MLflow's own)"
+        )
 
 
 @dataclass(frozen=True)
