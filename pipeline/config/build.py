@@ -119,13 +119,14 @@ def _convert_sequence(origin: Any, arguments: tuple[Any, ...], value: Any, key: 
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
-    """A bool, int, float or str; whole floats pass as int, ints as float, scalars as str."""
+    """A bool, int, float or str; whole floats pass as int, ints as float, scalars as str. No number is NaN."""
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and not isinstance(value, bool) and isinstance(value, (int, float)) and float(value).is_integer():
         return int(value)
-    if hint is float and not isinstance(value, bool) and isinstance(value, (int, float)):
+    if hint is float and not isinstance(value, bool) and isinstance(value, (int, float)) and value == value:
         return float(value)
     if hint is str and isinstance(value, (str, int, float)):
         return str(value)
-    raise UserError(f"{key}={value}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__}")
+    kind = "nan" if value != value else type(value).__name__
+    raise UserError(f"{key}={value}: expected {getattr(hint, '__name__', hint)}, got {kind}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -159,8 +160,8 @@ class TokenRecipe:
 
 def _require_positive(prefix: str, **values: float) -> None:
     for name, value in values.items():
-        if not value > 0:
-            raise UserError(f"{prefix}.{name}={value} must be above 0")
+        if not 0 < value < math.inf:
+            raise UserError(f"{prefix}.{name}={value} must be above 0 and finite")
 
 
 def _require_choice(key: str, value: object, choices: tuple[object, ...]) -> None:

@@ -145,6 +145,7 @@ class OptimOptions:
         at_least("optim.weight_decay", self.weight_decay, 0)
         between("optim.betas[0]", self.betas[0], 0, 0.99999)
         between("optim.betas[1]", self.betas[1], 0, 0.99999)
+        at_least("optim.position_learning_rate_scale", self.position_learning_rate_scale, 0)
         between("optim.layer_decay", self.layer_decay, 0.01, 1)
         if self.ema_decay is not None:
             between("optim.ema_decay", self.ema_decay, 0, 0.999999)

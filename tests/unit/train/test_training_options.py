@@ -125,6 +125,7 @@ def test_the_defaults_pass() -> None:
         (lambda: ScheduleOptions(kind="step", milestone_shares=(0.5, 700)), "schedule.milestone_shares=700 is out"),
         (lambda: ScheduleOptions(kind="step", milestone_factor=-0.1), "schedule.milestone_factor=-0.1 is out"),
         (lambda: OptimOptions(epsilon=-1e-8), "optim.epsilon=-1e-08 is too small"),
+        (lambda: OptimOptions(position_learning_rate_scale=-1), "position_learning_rate_scale=-1 is too small"),
         (lambda: MaskOptions(ratio=1.2), "mask.ratio=1.2"),
         (lambda: ScaleOptions(workers=1, min_workers=2), "min_workers=2"),
         (lambda: PretrainOptions(shards=""), "shards is empty"),
