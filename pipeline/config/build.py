@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -119,14 +120,15 @@ def _convert_sequence(origin: Any, arguments: tuple[Any, ...], value: Any, key: 
 
 
 def _convert_scalar(hint: Any, value: Any, key: str) -> Any:
-    """A bool, int, float or str; whole floats pass as int, ints as float, scalars as str. No number is NaN."""
+    """A bool, int, float or str; whole floats pass as int, ints as float, scalars as str. Numbers are finite."""
     if hint is bool and isinstance(value, bool):
         return value
     if hint is int and not isinstance(value, bool) and isinstance(value, (int, float)) and float(value).is_integer():
         return int(value)
-    if hint is float and not isinstance(value, bool) and isinstance(value, (int, float)) and value == value:
+    if hint is float and not isinstance(value, bool) and isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     if hint is str and isinstance(value, (str, int, float)):
         return str(value)
-    kind = "nan" if value != value else type(value).__name__
+    is_finite = not isinstance(value, float) or math.isfinite(value)
+    kind = type(value).__name__ if is_finite else f"{value}"
     raise UserError(f"{key}={value}: expected {getattr(hint, '__name__', hint)}, got {kind}")

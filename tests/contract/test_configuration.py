@@ -89,6 +89,7 @@ def test_experiments_compose(name: str) -> None:
         ("seed=abc", "seed=abc"),
         ("seed=1,2", "seed=1,2: expected int"),
         ("engine.gradient_clip=nan", "engine.gradient_clip=nan: expected float, got nan"),
+        ("duration.epochs=inf", "duration.epochs=inf: expected float, got inf"),
         ("seed=(3", r"seed=\(3: expected int"),
         ("optim.betas=0.9,0.95", r"optim.betas=0.9,0.95: expected a list, \[a,b,…\]"),
         ("mask.per_modality={audio", "^mask.per_modality={audio cannot be read .* needs quotes"),
