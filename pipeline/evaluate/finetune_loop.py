@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from pipeline.tracking.client import Tracker
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.loop import micro_batches, seed_generators
+from pipeline.train.progress import duration
 from pipeline.train.schedule import learning_rate_scale
 from pipeline.train.signals import remove_stop, stop_on_signals
 from pipeline.train.state import TrainerState
@@ -51,6 +53,7 @@ class FinetuneRun:
     writer: CheckpointWriter
     tracker: Tracker
     bad_steps: int = 0  # in a row, without a finite gradient
+    began: tuple[int, float] = (0, 0.0)  # step and time at which this process took over
 
 
 def train_to_end(run: FinetuneRun) -> list[float]:
@@ -63,6 +66,7 @@ def train_to_end(run: FinetuneRun) -> list[float]:
     options, folder, losses, stop = run.options, run.writer.run_folder, [], threading.Event()
     run.classifier.train(options.mode != "probe")
     start = run.state.examples_consumed
+    run.began = (run.state.step, time.monotonic())
     loader = BatchLoader(run.data.reader, run.data.order, options.batch.global_size, start_examples=start)
     with loader, stop_on_signals(folder, stop):
         while run.state.step < run.total_steps:
@@ -144,8 +148,13 @@ def after_step(run: FinetuneRun, loss: float) -> None:
     if step % options.metrics_every_steps == 0 or step == run.total_steps:
         scale = learning_rate_scale(options.schedule, step - 1, run.total_steps)
         rate = options.optim.peak_learning_rate(options.batch.global_size) * scale
-        run.tracker.log_metrics({"train/loss": loss, "train/learning_rate": rate}, step)
-        logger.info("step %d/%d  loss %.4f", step, run.total_steps, loss)
+        seconds = (time.monotonic() - run.began[1]) / (step - run.began[0])
+        examples = options.batch.global_size / seconds
+        values = {"train/loss": loss, "train/learning_rate": rate, "train/examples_per_second": examples}
+        run.tracker.log_metrics(values, step)
+        left = duration(seconds * (run.total_steps - step))
+        what = "step %d/%d | loss %.4f | lr %.3g | %.3g examples/s | %s left"
+        logger.info(what, step, run.total_steps, loss, rate, examples, left)
     if step % options.checkpoint.every_steps == 0:
         save(run)
 

@@ -1,7 +1,9 @@
 """Fine-tuning on a tiny real dataset: it learns, resumes bit for bit, and refuses what cannot work."""
 
 import json
+import logging
 import os
+import re
 import shutil
 import signal
 import uuid
@@ -188,6 +190,15 @@ def test_an_augmentation_without_its_signal_is_told(settings, caplog):
     finetune(settings(augment=AugmentOptions(points_jitter=0.1, flip=0.5), duration=DurationOptions(steps=1)))
     told = [record.getMessage() for record in caplog.records if "does nothing here" in record.getMessage()]
     assert told == ["augment.points_jitter=0.1 (it acts on points) does nothing here: the model reads image, audio"]
+
+
+def test_a_run_says_how_fast_it_is_and_how_long_it_takes(settings, caplog):
+    with caplog.at_level(logging.INFO, "pipeline.evaluate.finetune_loop"):
+        finetune(settings(metrics_every_steps=2, duration=DurationOptions(steps=3)))
+    told = [record.getMessage() for record in caplog.records if record.getMessage().startswith("step ")]
+    form = r"step {}/3 \| loss \d\.\d{{4}} \| lr \S+ \| \S+ examples/s \| \d+ s left"
+    assert len(told) == 2
+    assert all(re.fullmatch(form.format(step), line) for step, line in zip((2, 3), told, strict=True)), told
 
 
 def test_a_run_can_be_made_longer_but_not_trained_otherwise(settings):
