@@ -123,6 +123,8 @@ def _prepare(run: FinetuneRun, part: LoadedBatch) -> tuple[dict[str, Tensor], Te
     raw = {name: part.inputs[name].to(run.engine.device) for name in modalities}
     raw = augment(raw, modalities, options.augment, options.seed, part.epochs, part.example_ids)
     inputs = {name: normalise_floats(run.start.normalisations[name], values) for name, values in raw.items()}
+    for name, values in inputs.items():  # blended with another example, what is absent is its mean, not black
+        values[~part.present[name].to(values.device)] = 0
     classes = len(run.manifest.label_names)
     targets = soft_targets(part.labels, classes, run.data.task, options.head.label_smoothing).to(run.engine.device)
     return mix(inputs, targets, modalities, options.mix, options.seed, run.state.step)

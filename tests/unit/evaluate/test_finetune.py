@@ -192,6 +192,20 @@ def test_an_augmentation_without_its_signal_is_told(settings, caplog):
     assert told == ["augment.points_jitter=0.1 (it acts on points) does nothing here: the model reads image, audio"]
 
 
+def test_what_an_example_lacks_is_blended_into_another_as_its_mean(settings, tmp_path, monkeypatch):
+    rows = {s: [example(i, s, without="image" if i % 2 else None) for i in range(12)] for s in ("train", "validation")}
+    original, seen = module.mix, []
+
+    def watched(inputs, *rest):
+        seen.append(inputs["image"].abs().sum((1, 2)))
+        return original(inputs, *rest)
+
+    monkeypatch.setattr(module, "mix", watched)
+    shards = write_dataset(tmp_path / "halves", rows)
+    finetune(settings(shards=shards, mix=MixOptions(mixup=0.5), duration=DurationOptions(steps=1)))
+    assert sorted(int(row > 0) for row in seen[0]) == [0] * 6 + [1] * 6
+
+
 def test_a_run_says_how_fast_it_is_and_how_long_it_takes(settings, caplog):
     with caplog.at_level(logging.INFO, "pipeline.evaluate.finetune_loop"):
         finetune(settings(metrics_every_steps=2, duration=DurationOptions(steps=3)))
