@@ -52,7 +52,11 @@ def linear_probe(session: Session) -> tuple[Findings, Head]:
 
 
 def own_head(session: Session) -> Findings:
-    """Score the head that fine-tuning (or an exported probe) left in the model folder."""
+    """Score the head that fine-tuning (or an exported probe) left in the model folder.
+
+    Raises:
+        UserError: as :func:`fitting_head`, or a scored split without labels.
+    """
     head = fitting_head(session)
     level_count = max(max(head.levels) + 1, session.loaded.num_encoder_levels)
     scored = session.embeddings(session.options.split, level_count)
