@@ -21,7 +21,7 @@ def retrieval(session: Session) -> Findings:
     fitted on the fit split first; without it the raw cosine is ranked.
 
     Raises:
-        UserError: fewer than two modalities, an unknown one, or a split with fewer than two examples that have both.
+        UserError: fewer than two modalities, an unknown one, or fewer than two examples of a split that have both.
     """
     options = session.options
     query, target = queried_modalities(session)
