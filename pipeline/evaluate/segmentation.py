@@ -26,8 +26,8 @@ def segmentation(session: Session) -> Findings:
     ``segmentation.train=head`` freezes the model (a probe of its decoder); ``full`` fine-tunes a copy, like the paper.
 
     Raises:
-        UserError: the model has no such picture, the data no such class map, the two are of different sizes, a class has no
-            name, or no scored example has both.
+        UserError: the model has no such picture, the data no such class map, the two are of different sizes, a class
+            has no name, or no scored example has both.
     """
     options = session.options
     check_class_maps(session)
