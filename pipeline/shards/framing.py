@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -57,18 +58,26 @@ def describe_batches(shard: Path, ends: Sequence[int], row_checksums: Sequence[n
     """The batches of a shard just written, given where each ended and the checksums of its rows."""
     if not ends:
         return ()
-    content = np.memmap(shard, np.uint8, "r")
-    schema = message_header(content[_MAGIC_BYTES:].data)  # the schema has no body: the first batch follows its header
-    starts = [_MAGIC_BYTES + len(schema), *ends[:-1]]
+    with shard.open("rb", buffering=0) as stream:
+        schema_bytes = len(_read_header(stream, _MAGIC_BYTES))  # it has no body: the first batch follows its header
+        starts = [_MAGIC_BYTES + schema_bytes, *ends[:-1]]
+        headers = [_read_header(stream, start) for start in starts]
     return tuple(
         BatchRecord(
             start,
             end - start,
-            str(xxhash.xxh3_64_hexdigest(message_header(content[start:end].data))),
+            str(xxhash.xxh3_64_hexdigest(header)),
             rows_checksum(checksums),
         )
-        for start, end, checksums in zip(starts, ends, row_checksums, strict=True)
+        for start, end, header, checksums in zip(starts, ends, headers, row_checksums, strict=True)
     )
+
+
+def _read_header(stream: FileIO, start: int) -> memoryview:
+    """The header of the message at byte ``start``, and nothing of what lies around it."""
+    stream.seek(start)
+    prefix = stream.read(_PREFIX_BYTES)
+    return message_header(memoryview(prefix + stream.read(int.from_bytes(prefix[4:], "little"))))
 
 
 def parse_batch(message: pa.Buffer, record: BatchRecord, schema: pa.Schema) -> pa.RecordBatch:

@@ -17,6 +17,7 @@ from pyarrow import fs
 from pipeline.scratch import ScratchFolder
 from pipeline.shards.checksum import HashingSink
 from pipeline.shards.columns import RowBuffer, check_row
+from pipeline.shards.direct import DirectFile
 from pipeline.shards.framing import describe_batches
 from pipeline.shards.record import ShardRecord, shard_file_name, split_of
 from pipeline.shards.schema import ExampleRow, ModalitySpec, rows_per_batch, shard_schema
@@ -54,7 +55,7 @@ class ShardWriter:
             here = local_path(self._folder) if self._scratch is None else self._scratch.path
             here.mkdir(parents=True, exist_ok=True)
             self._temporary = here / f".{self.name}.{uuid.uuid4().hex[:8]}.tmp"
-            self._file = self._temporary.open("wb", buffering=0)
+            self._file = DirectFile(self._temporary, past_cache=self._scratch is None)
         except OSError as error:
             raise explain_os_error(error, self._folder if is_local(self._folder) else tempfile.gettempdir()) from error
         self._sink = HashingSink(self._file)
@@ -83,7 +84,7 @@ class ShardWriter:
             if len(self._buffer):
                 self._flush()
             self._ipc.close()
-            os.fsync(self._file.fileno())
+            self._file.sync()
             self._file.close()
             batches = describe_batches(self._temporary, self._batch_ends, self._row_checksums)
             self._publish()
