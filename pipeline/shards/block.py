@@ -15,7 +15,8 @@ from pipeline.shards.schema import ModalitySpec, hash_column
 Description = tuple[bytes, str, float, tuple[int, ...]]
 """Id, source, start in seconds and labels of one row."""
 
-_LET_GO_BYTES = 1 << 16  # below, a copy is shorter than what it takes to let other threads run
+LARGE_BYTES = 1 << 16
+"""Bytes of a row's tokens below which a copy is shorter than what it takes to let other threads run."""
 
 
 class RowMismatchError(Exception):
@@ -98,12 +99,22 @@ class Block:
         if not self._present[name][row]:
             target[:] = bytes(size)
             return False
-        source = self._bytes[name][row * size : (row + 1) * size]
-        if size < _LET_GO_BYTES:
-            target[:] = source
-        else:  # NumPy lets other threads run meanwhile
-            np.copyto(np.frombuffer(target, np.uint8), np.frombuffer(source, np.uint8))
+        target[:] = self._bytes[name][row * size : (row + 1) * size]
         if verify and tokens_checksum(target) != self._hashes[name][row]:
+            raise RowMismatchError(row, name, self.example_id(row))
+        return True
+
+    def copy_large_tokens(self, name: str, row: int, target: np.ndarray, verify: bool) -> bool:
+        """The same into an array ``[tokens, channels]``, while NumPy lets other threads run.
+
+        Raises:
+            RowMismatchError: the copy differs from what was written.
+        """
+        if not self._present[name][row]:
+            target[...] = 0
+            return False
+        np.copyto(target, self._tokens[name][row])
+        if verify and tokens_checksum(target.data) != self._hashes[name][row]:
             raise RowMismatchError(row, name, self.example_id(row))
         return True
 

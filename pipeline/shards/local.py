@@ -12,14 +12,12 @@ from threading import Lock, local
 import pyarrow as pa
 
 from pipeline.errors import DataError
-from pipeline.shards.block import Block
+from pipeline.shards.block import LARGE_BYTES, Block
 from pipeline.shards.framing import parse_batch
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.record import ShardRecord
 from pipeline.shards.schema import ModalitySpec, shard_schema
 from pipeline.storage import join, local_path
-
-_ASKED_FOR_BYTES = 1 << 16  # the system reads this much around a byte that is missing, asked or not
 
 
 class OpenShard:
@@ -71,7 +69,7 @@ class OpenShard:
         """
         block = self.block(index)
         for address, size in (place for row in rows for place in block.places(row)):
-            if size >= _ASKED_FOR_BYTES:
+            if size >= LARGE_BYTES:  # the system reads as much around a byte that is missing, asked or not
                 into_page = (address - self._buffer.address) % mmap.PAGESIZE
                 self._map.madvise(mmap.MADV_WILLNEED, address - self._buffer.address - into_page, into_page + size)
 

@@ -9,11 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards.block import Block, Description, RowMismatchError
+from pipeline.shards.block import LARGE_BYTES, Description, RowMismatchError
 from pipeline.shards.local import LocalBlocks
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.remote import CacheOptions, RemoteBlocks
 from pipeline.storage import is_local, join, redact
+
+_BLOCKS_AT_ONCE = 32  # record batches that are described before their tokens are copied
+
+_Group = tuple[int, int, list[int], list[int]]  # shard, record batch, rows in it, and their slots in the batch
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,15 @@ class ShardReader:
         arrays = dict(out) if out is not None else self.allocate(count)
         present = {name: np.zeros(count, bool) for name in self._specs}
         described: list[Description] = [(b"", "", 0.0, ())] * count
-        targets = {name: array.data.cast("B") for name, array in arrays.items()} if count else {}
         groups = list(self._by_block(wanted))
         self._expect(groups)
-        for shard, block_index, rows, slots in groups:
-            self._read_block(shard, block_index, rows, slots, targets, present, described)
+        for start in range(0, len(groups), _BLOCKS_AT_ONCE):
+            part = groups[start : start + _BLOCKS_AT_ONCE]
+            try:
+                self._read_blocks(part, arrays, present, described)
+            except (RowMismatchError, DataError):
+                for group in part:
+                    self._read_again(group, arrays, present, described)
         return Batch(
             arrays,
             present,
@@ -152,7 +160,7 @@ class ShardReader:
         """Unmap shards; batches already returned stay valid."""
         self._blocks.close()
 
-    def _by_block(self, wanted: np.ndarray) -> Iterator[tuple[int, int, list[int], list[int]]]:
+    def _by_block(self, wanted: np.ndarray) -> Iterator[_Group]:
         """Shard, record batch, rows in it, and their slots in the batch; ascending, so that the disk reads forward."""
         slots = np.argsort(wanted, kind="stable")
         shards = np.searchsorted(self._first_rows, wanted[slots], side="right") - 1
@@ -163,27 +171,51 @@ class ShardReader:
             yield int(shards[start]), int(blocks[start]), rows[start:end].tolist(), slots[start:end].tolist()
             start = end
 
-    def _expect(self, groups: Sequence[tuple[int, int, list[int], list[int]]]) -> None:
+    def _expect(self, groups: Sequence[_Group]) -> None:
         if isinstance(self._blocks, LocalBlocks):
             with suppress(DataError):  # reading meets it again, and says how to mend it
                 self._blocks.expect([group[:3] for group in groups])
 
-    def _read_block(
+    def _read_blocks(
         self,
-        shard: int,
-        block_index: int,
-        rows: list[int],
-        slots: list[int],
-        targets: dict[str, memoryview[int]],
+        groups: Sequence[_Group],
+        arrays: dict[str, np.ndarray],
         present: dict[str, np.ndarray],
         described: list[Description],
     ) -> None:
-        """Copy rows of one record batch into ``slots``; if its local copy is damaged it is fetched once more."""
+        """Describe rows of some record batches, then copy their tokens.
+
+        Not row by row: after each copy the processor has to fetch again what Python needs for anything else.
+        """
+        places = []
+        for shard, block_index, rows, slots in groups:
+            block = self._blocks.block(shard, block_index)
+            for row, slot in zip(rows, slots, strict=True):
+                described[slot] = block.describe_checked(row) if self._verify else block.describe(row)
+                places.append((block, row, slot))
+        for name, array in arrays.items():
+            is_there, size = present[name], self._row_bytes[name]
+            if size >= LARGE_BYTES:
+                for block, row, slot in places:
+                    is_there[slot] = block.copy_large_tokens(name, row, array[slot], self._verify)
+            else:
+                content = array.data.cast("B")
+                for block, row, slot in places:
+                    target = content[slot * size : (slot + 1) * size]
+                    is_there[slot] = block.copy_tokens(name, row, target, self._verify)
+
+    def _read_again(
+        self,
+        group: _Group,
+        arrays: dict[str, np.ndarray],
+        present: dict[str, np.ndarray],
+        described: list[Description],
+    ) -> None:
+        """Say what is wrong with a record batch, if it is; a damaged copy of a remote one is fetched once more."""
+        shard, block_index = group[:2]
         for last_try in (False, True):
             try:
-                block = self._blocks.block(shard, block_index)
-                for row, slot in zip(rows, slots, strict=True):
-                    described[slot] = self._copy(block, row, slot, targets, present)
+                self._read_blocks([group], arrays, present, described)
                 return
             except RowMismatchError as error:
                 if last_try or not self._blocks.forget(shard, block_index):
@@ -191,15 +223,6 @@ class ShardReader:
                     raise DataError(self._mismatch(shard, row, error)) from error
             except DataError as error:
                 raise DataError(f"{error}. {self._remedy(shard)}") from error
-
-    def _copy(
-        self, block: Block, row: int, slot: int, targets: dict[str, memoryview[int]], present: dict[str, np.ndarray]
-    ) -> Description:
-        described = block.describe_checked(row) if self._verify else block.describe(row)
-        for name, target in targets.items():
-            size = self._row_bytes[name]
-            present[name][slot] = block.copy_tokens(name, row, target[slot * size : (slot + 1) * size], self._verify)
-        return described
 
     def _mismatch(self, shard: int, row: int, error: RowMismatchError) -> str:
         what = "the row's description" if error.column == "row" else f"the tokens of {error.column!r}"
