@@ -61,6 +61,8 @@ def _estimate(sources: list[Source], recipe: TokenRecipe) -> PreprocessEstimate:
     ordered = sorted(sources, key=lambda source: (source.bytes, source.name))
     count = min(_SAMPLED_FILES, len(ordered))
     sample = [ordered[int((number + 0.5) * len(ordered) / count)] for number in range(count)]
+    if count > 1:
+        _decode(sample[:1], recipe)  # loads what decoding needs, which a long run does not notice
     examples, seconds = _decode(sample, recipe)
     grow = _size(sources) / max(1, _size(sample))
     return PreprocessEstimate(len(sources), count, round(examples * grow), seconds * grow)
@@ -75,7 +77,7 @@ def _decode(sample: list[Source], recipe: TokenRecipe) -> tuple[int, float]:
     """Examples of the sample, and the processor time of identifying, decoding and writing it, children included."""
     limits = LimitsOptions()
     with suppress(MediaError):
-        probe_seconds_boxed(__file__, limits)  # starts the decoding child, which a long run does not notice
+        probe_seconds_boxed(__file__, limits)  # starts the decoding child, whose import is no file's
     with tempfile.TemporaryDirectory() as folder:
         before = _cpu_seconds()
         found = [(source, identify(source, limits)) for source in sample]

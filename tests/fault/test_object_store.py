@@ -21,11 +21,12 @@ from pipeline.preprocess.run import run_preprocess
 from pipeline.ray_session import RayOptions, ray_session
 
 with ray_session(RayOptions(num_cpus=2, object_store_gib=0.1)):
+    here = ray.get_runtime_context().gcs_address  # other tests may keep a Ray of their own
     recipe = TokenRecipe(clip_seconds=1.0, video=VideoRecipe(8, 224, 224))
     run_preprocess(PreprocessOptions(sys.argv[1], sys.argv[2], recipe))
-    print("after preprocess:", "Spilled" in memory_summary(stats_only=True))
+    print("after preprocess:", "Spilled" in memory_summary(here, stats_only=True))
     held = [ray.put(np.ones(20 * 2**20, np.uint8)) for _ in range(10)]
-    print("after 200 MiB of objects:", "Spilled" in memory_summary(stats_only=True))
+    print("after 200 MiB of objects:", "Spilled" in memory_summary(here, stats_only=True))
 """
 
 
