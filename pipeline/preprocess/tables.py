@@ -12,13 +12,14 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
 from pipeline.parquet import parquet_table
 from pipeline.preprocess.align import Segment
 from pipeline.preprocess.listing import SPLIT_FOLDERS, Source, list_media, stat_source
 from pipeline.storage import absolute, is_local, join, name_of, parent_of, read_bytes, redact
 
 Row = dict[str, Any]
+_TO_THE_END_SECONDS = 1e9
 _KINETICS_COLUMNS = {"youtube_id", "time_start", "time_end"}
 
 
@@ -84,20 +85,21 @@ def _table_source(row: Row, root: str, media: dict[str, Source], location: str) 
     if not row.get("path"):
         columns = ", ".join(map(str, row))
         raise UserError(f"table {redact(location)} needs a column 'path' with a value in every row; it has: {columns}")
+    where = f"table {redact(location)}, row of {row['path']!r}"
     item = _found(str(row["path"]), root, media)
-    segment = _segment(row.get("start"), row.get("end"), location)
-    return replace(item, labels=_labels(row.get("labels", row.get("label"))), segment=segment, split=_split(row))
+    segment, split = _segment(row.get("start"), row.get("end"), where), _split(row, where)
+    return replace(item, labels=_labels(row.get("labels", row.get("label"))), segment=segment, split=split)
 
 
-def _segment(start: Any, end: Any, location: str) -> Segment | None:
+def _segment(start: Any, end: Any, where: str) -> Segment | None:
     if start in (None, "") and end in (None, ""):
         return None
     try:
-        segment = (float(start or 0.0), float(end) if end not in (None, "") else 1e9)
-    except ValueError as error:
-        raise UserError(f"table {redact(location)}: start={start!r}, end={end!r} are not seconds") from error
-    if not 0 <= segment[0] < segment[1]:
-        raise UserError(f"table {redact(location)}: a segment from {start} to {end} s holds nothing")
+        segment = (float(start or 0.0), float(end) if end not in (None, "") else _TO_THE_END_SECONDS)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: start={start!r}, end={end!r} are not seconds") from error
+    if not 0 <= segment[0] < segment[1] <= _TO_THE_END_SECONDS:
+        raise UserError(f"{where}: a segment from {start} to {end} s holds nothing; leave end empty for the file's end")
     return segment
 
 
@@ -116,8 +118,15 @@ def _labels(value: Any) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.replace("|", ";").split(";") if part.strip())
 
 
-def _split(row: Row) -> str | None:
-    return SPLIT_FOLDERS.get(str(row.get("split") or "").lower())
+def _split(row: Row, where: str) -> str | None:
+    """What a row says of its split; guessing at an unknown word could train on what was to be held out."""
+    said = str(row.get("split") or "").strip().lower()
+    if said and said not in SPLIT_FOLDERS:
+        raise UserError(
+            f"{where}: split={row['split']!r} is not known; {nearest(said, SPLIT_FOLDERS)}. Leave it empty to have "
+            "validation_fraction decide"
+        )
+    return SPLIT_FOLDERS.get(said)
 
 
 def _found(path: str, root: str, media: dict[str, Source]) -> Source:
@@ -135,34 +144,36 @@ def _audioset_rows(text: str) -> Iterator[Row]:
     """``YTID, start_seconds, end_seconds, "label,label"`` after lines of comment."""
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     for fields in csv.reader(lines, skipinitialspace=True, quotechar='"'):
-        try:
-            name, start, end = fields[0], float(fields[1]), float(fields[2])
-            labels = tuple(part.strip() for part in fields[3].split(",") if part.strip())
-        except (IndexError, ValueError) as error:
-            raise UserError(
-                f"AudioSet row {fields!r} needs YTID, start_seconds, end_seconds, positive_labels ({error})"
-            ) from error
-        yield {"id": name, "start": start, "end": end, "labels": labels, "split": None}
+        if len(fields) < 4:
+            raise UserError(f"AudioSet row {fields!r} needs YTID, start_seconds, end_seconds, positive_labels")
+        name, start, end = fields[:3]
+        labels = tuple(part.strip() for part in fields[3].split(",") if part.strip())
+        segment = _whole_segment(start, end, f"AudioSet row {fields!r}")
+        yield {"id": name, "segment": segment, "labels": labels, "split": None}
 
 
 def _kinetics_row(row: Row) -> Row:
-    label = row.get("label")
-    try:
-        start, end = float(row["time_start"]), float(row["time_end"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"Kinetics row {row!r} needs numbers in time_start and time_end ({error})") from error
+    label, where = row.get("label"), f"Kinetics row {row!r}"
     return {
-        "id": str(row["youtube_id"]),
-        "start": start,
-        "end": end,
+        "id": str(row.get("youtube_id")),
+        "segment": _whole_segment(row.get("time_start"), row.get("time_end"), where),
         "labels": (str(label),) if label else (),
-        "split": _split(row),
+        "split": _split(row, where),
     }
+
+
+def _whole_segment(start: Any, end: Any, where: str) -> Segment:
+    """A segment of which both ends are known."""
+    if start in (None, "") or end in (None, ""):
+        raise UserError(f"{where} needs the seconds at which its segment starts and ends")
+    segment = _segment(start, end, where)
+    assert segment is not None
+    return segment
 
 
 def _trimmed(row: Row, stems: dict[str, Source], root: str) -> Source:
     """The downloaded file of a YouTube id: cut to the segment already (by its name), or the whole video."""
-    start, end = row["start"], row["end"]
+    start, end = row["segment"]
     cut_names = (
         f"{row['id']}_{int(start):06d}_{int(end):06d}",
         f"{row['id']}_{int(start)}_{int(end)}",
@@ -174,4 +185,4 @@ def _trimmed(row: Row, stems: dict[str, Source], root: str) -> Source:
         if name in stems:
             return replace(stems[name], labels=row["labels"], split=row["split"])
     whole = stems.get(row["id"]) or stems.get(f"Y{row['id']}") or Source(row["id"], join(root, row["id"]))
-    return replace(whole, labels=row["labels"], segment=(start, end), split=row["split"])
+    return replace(whole, labels=row["labels"], segment=row["segment"], split=row["split"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -144,13 +145,27 @@ def test_kinetics_csv(tmp_path: Path) -> None:
         ("t.parquet", "not parquet", "not a Parquet file"),
         ("t.xyz", "?", "neither media"),
         ("t.csv", "# YTID, start\nabc, 1\n", "AudioSet row"),
-        ("t.csv", "# YTID, start\nabc, one, 2, x\n", "AudioSet row"),
+        ("t.csv", "# YTID, start\nabc, one, 2, x\n", "AudioSet row.*are not seconds"),
+        ("t.csv", "# YTID, start\nabc, 3, inf, x\n", "AudioSet row.*holds nothing"),
+        ("t.csv", "# YTID, start\nabc, nan, 2, x\n", "AudioSet row.*holds nothing"),
+        ("t.csv", "# YTID, start\nabc, 7, 2, x\n", "AudioSet row.*holds nothing"),
+        ("t.csv", "label,youtube_id,time_start,time_end\nrun,a,1,\n", "Kinetics row.*starts and ends"),
+        ("t.csv", "label,youtube_id,time_start,time_end\nrun,a,-1,3\n", "Kinetics row.*holds nothing"),
+        ("t.csv", "path,start,end\na.wav,0,inf\n", "row of 'a.wav'.*leave end empty"),
+        ("t.csv", "path,split\na.wav,train\nb.wav,holdout\n", "row of 'b.wav': split='holdout' is not known"),
     ],
 )
 def test_mistakes_in_tables_are_named(tmp_path: Path, name: str, content: str, words: str) -> None:
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words):
         found(tmp_path / name)
+
+
+def test_a_table_may_hold_any_kind_of_value(tmp_path: Path) -> None:
+    content = pa.table({"path": ["a.wav"], "start": [datetime(2026, 1, 1)], "end": [datetime(2026, 1, 2)]})
+    pq.write_table(content, tmp_path / "t.parquet")
+    with pytest.raises(UserError, match="are not seconds"):
+        found(tmp_path / "t.parquet")
 
 
 def test_missing_and_empty_sources(tmp_path: Path) -> None:
