@@ -14,6 +14,7 @@ from hip_model.class_bottleneck import ClassBottleneckHiP
 from hip_model.errors import ConfigError, InputError
 from hip_model.kernels.device import has_device_kernels
 from hip_model.kernels.pixel_scores import can_score, squared_errors
+from hip_model.mask_counts import count_queries, has_equal_counts
 from hip_model.masking import MaskConfig, sample_selection
 from hip_model.modality import Modality
 from hip_model.normalisation import Normalisation
@@ -162,6 +163,15 @@ class MaskedAutoencoder(nn.Module):
             reconstruction=output.reconstruction,
             selection=selection,
         )
+
+    @property
+    def has_equal_counts(self) -> bool:
+        """Whether ``forward`` scores the same number of tokens of all examples that have a modality."""
+        return has_equal_counts(self.mask, self._modalities, self._groups, self.loss.on == "all")
+
+    def count_scored(self, mask_seed: Tensor, present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """How many tokens of each example ``forward`` scores, by modality, int64 ``[B]``; arguments as there."""
+        return count_queries(self.mask, self._modalities, self._groups, mask_seed, self.loss.on == "all", present)
 
     @torch.no_grad()
     def reconstruct(

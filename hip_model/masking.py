@@ -64,7 +64,7 @@ class MaskConfig:
         names = [modality.name for modality in modalities]
         if unknown := sorted(set(self.per_modality) - set(names)):
             raise ConfigError(f"mask ratios name {', '.join(unknown)}, but the modalities are {', '.join(names)}")
-        if self.policy == "tube" and not any(_is_video(modality) for modality in modalities):
+        if self.policy == "tube" and not any(is_video(modality) for modality in modalities):
             raise ConfigError(
                 "mask policy 'tube' needs a modality with shape (frames, height, width); use 'group_uniform'"
             )
@@ -119,18 +119,18 @@ def sample_selection(
     """
     config.check(modalities)
     names = [modality.name for modality in modalities]
-    hidden = _hidden_modality(config, names, seeds, present) if config.policy == "modality" else {}
+    hidden = hidden_modality(config, names, seeds, present) if config.policy == "modality" else {}
     visible, queries = {}, {}
     for modality in modalities:
         name, groups = modality.name, plan[modality.name]
-        seen, asked = _draw(config, modality, groups, seeds, scores)
+        seen, asked = draw_positions(config, modality, groups, seeds, scores)
         if name in hidden:
             seen, asked = _hide(seen, asked, hidden[name], groups.group_tokens)
         if query_all:
             asked = torch.arange(groups.group_tokens, device=seeds.device).expand(1, 1, -1)
         here = None if present is None else present.get(name)
-        visible[name] = _restrict(seen, groups, here)
-        queries[name] = _restrict(asked, groups, here)
+        visible[name] = restrict_positions(seen, groups, here)
+        queries[name] = restrict_positions(asked, groups, here)
     is_full = config.policy in ("group_uniform", "independent", "attention") and present is None
     is_full = is_full and all(_has_full_slots(config, plan[name]) for name in names)
     return TokenSelection(visible, queries, has_empty_slots=not is_full)
@@ -141,14 +141,14 @@ def _has_full_slots(config: MaskConfig, groups: ModalityGroups) -> bool:
     return groups.final_padding == 0 and groups.group_tokens > 1 and 0 < config.ratio_of(groups.name) < 1
 
 
-def _draw(
+def draw_positions(
     config: MaskConfig, modality: Modality, groups: ModalityGroups, seeds: Tensor, scores: Mapping[str, Tensor] | None
 ) -> tuple[Tensor, Tensor]:
     """Visible and masked positions ``[B, groups or 1, slots]`` of one modality, padding not yet removed."""
     base = mix(seeds.to(torch.int64) ^ _stream(modality.name))
     ratio, length = config.ratio_of(modality.name), groups.group_tokens
     count = config.visible_tokens(modality.name, length)
-    if config.policy == "tube" and _is_video(modality) and 0 < ratio < 1:
+    if config.policy == "tube" and is_video(modality) and 0 < ratio < 1:
         return _draw_tube(modality, groups, ratio, base)
     if config.policy == "attention" and 0 < ratio < 1 and length > 1:
         return _split(_attention_keys(modality, groups, base, scores), count)
@@ -232,7 +232,7 @@ def _attention_keys(
     return keys.masked_fill(padded[: score.shape[1]], torch.inf)
 
 
-def _hidden_modality(
+def hidden_modality(
     config: MaskConfig, names: Sequence[str], seeds: Tensor, present: Mapping[str, Tensor] | None
 ) -> dict[str, Tensor]:
     """Per modality, whether it is the one hidden whole ``[B]``; none is where fewer than two could be seen."""
@@ -253,7 +253,7 @@ def _hide(seen: Tensor, asked: Tensor, hidden: Tensor, length: int) -> tuple[Ten
     return torch.where(where, EMPTY_SLOT, seen), torch.where(where, everything, asked)
 
 
-def _restrict(index: Tensor, groups: ModalityGroups, present: Tensor | None) -> Tensor:
+def restrict_positions(index: Tensor, groups: ModalityGroups, present: Tensor | None) -> Tensor:
     """Empty the slots that point at final padding, and all slots of examples that lack the modality."""
     if groups.final_padding:
         index = torch.where(index < _limits(groups, index.device)[:, None], index, EMPTY_SLOT)
@@ -272,5 +272,6 @@ def _empty_slots(like: Tensor) -> Tensor:
     return like.new_full((*like.shape[:-1], 1), EMPTY_SLOT)
 
 
-def _is_video(modality: Modality) -> bool:
+def is_video(modality: Modality) -> bool:
+    """Whether a modality has the shape (frames, height, width)."""
     return modality.shape is not None and len(modality.shape) == 3

@@ -117,7 +117,7 @@ def build_trainer(
         workers=workers,
         check_every_steps=1 if device.type == "cpu" else options.metrics.every_steps,
         beat=watchdog.beat,
-        data_is_complete=is_complete_data(manifest),
+        parts_are_equal=is_complete_data(manifest) and autoencoder.has_equal_counts,
     )
     restore(trainer, job.run_folder)
     return trainer

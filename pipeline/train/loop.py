@@ -26,7 +26,7 @@ from pipeline.train.progress import Progress, Show
 from pipeline.train.schedule import learning_rate_scale
 from pipeline.train.state import TrainerState
 from pipeline.train.steps import END, INTERRUPT, StepFacts, StepRecord, gather
-from pipeline.train.weighting import count_present, weighted_loss
+from pipeline.train.weighting import count_scored, weighted_loss
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Trainer:
     check_every_steps: int = 1
     beat: Callable[[], None] = lambda: None  # tells the watchdog that this worker lives
     show: Show = field(default_factory=lambda: Progress(on_terminal=False).show)  # tells a person of an interval
-    data_is_complete: bool = True  # every example has every modality
+    parts_are_equal: bool = True  # every example has as many scored tokens of each modality
     last_checkpoint: str | None = None
     pending: list[StepRecord] = field(default_factory=list)
     recent: deque[StepRecord] = field(default_factory=lambda: deque(maxlen=256))
@@ -173,19 +173,19 @@ def train_step(trainer: Trainer, loader: BatchLoader) -> StepRecord:
         wait_seconds=batch.wait_seconds,
     )
     totals = None
-    if not trainer.data_is_complete:
-        totals = count_present(batch, trainer.modalities, trainer.workers, engine.device)
+    if not trainer.parts_are_equal and trainer.workers * trainer.accumulation_steps > 1:
+        totals = count_scored(engine.module, batch, options.seed, trainer.workers, engine.device)
     for part, weight, last in micro_batches(batch, trainer.accumulation_steps, options.batch.global_size):
         inputs = {name: judgeable(value).to(engine.device, non_blocking=True) for name, value in part.inputs.items()}
         present = {name: value.to(engine.device, non_blocking=True) for name, value in part.present.items()}
         seeds = mask_seeds(options.seed, part.epochs, part.example_ids).to(engine.device, non_blocking=True)
         whole = all(bool(value.all()) for value in part.present.values())
         output = engine.forward(inputs=inputs, mask_seed=seeds, present=None if whole else present)
-        seen = {name: present[name].sum() * (weight > 0) for name in trainer.modalities}
-        loss = weighted_loss(output, weight, seen, totals, options.loss.weights)
+        scored = {name: output.scored_tokens[name] * (weight > 0) for name in trainer.modalities}
+        loss = weighted_loss(output, weight, totals, options.loss.weights)
         loader.read_ahead()
         engine.backward(loss, last)
-        record.add(loss, output.per_modality_loss, output.psnr, seen)
+        record.add(loss, output.per_modality_loss, output.psnr, scored)
     record.result = engine.step(record.learning_rate)
     state.step += 1
     state.examples_consumed = batch.examples_consumed

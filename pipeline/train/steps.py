@@ -45,17 +45,17 @@ class StepRecord:
     seconds: float = 0.0
     result: StepResult = field(default_factory=lambda: StepResult(False, 0.0))
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    sums: Tensor | None = None  # [modalities, 3]: loss and PSNR, each times the examples that have it, and their number
+    sums: Tensor | None = None  # [modalities, 3]: loss and PSNR, each times its scored tokens, and their number
 
     def add(
-        self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], seen: dict[str, Tensor]
+        self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], scored: dict[str, Tensor]
     ) -> None:
-        """Count one micro-batch in. ``loss`` is weighted already; ``seen[name]`` examples of it have that modality."""
+        """Count one micro-batch in. ``loss`` is weighted already, the others are means of ``scored[name]`` tokens."""
         self.loss = self.loss.to(loss.device) + loss.detach()
         values = [value.detach() for name in self.modalities for value in (per_modality_loss[name], psnr[name])]
         means = torch.stack(values).float().reshape(-1, 2)
-        counts = torch.stack([seen[name] for name in self.modalities]).float()[:, None]
-        # A modality that no example of this micro-batch has gives no number; 0 * nan would spoil the sum.
+        counts = torch.stack([scored[name] for name in self.modalities]).float()[:, None]
+        # A modality of which this micro-batch scores nothing gives no number; 0 * nan would spoil the sum.
         part = torch.cat([torch.where(counts > 0, means * counts, 0.0), counts], dim=1)
         self.sums = part if self.sums is None else self.sums + part
 

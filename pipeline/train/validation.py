@@ -76,7 +76,7 @@ class Validation(Hook):
             )
 
     def _batch(self, trainer: Trainer, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Per modality: loss and decibels times examples, and examples."""
+        """Per modality: loss and decibels times scored tokens, and those tokens."""
         device = trainer.engine.device
         inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
         whole = all(value.all() for value in batch.present.values())
@@ -87,9 +87,9 @@ class Validation(Hook):
             output = module(inputs, seeds, present)
         rows = []
         for name in trainer.modalities:
-            here = int(batch.present[name].sum())
+            here = output.scored_tokens[name].double()
             pair = torch.stack([output.per_modality_loss[name].double(), output.psnr[name].double()])
-            rows.append(torch.cat([pair * here if here else torch.zeros_like(pair), pair.new_full((1,), here)]))
+            rows.append(torch.cat([torch.where(here > 0, pair * here, 0.0), here.reshape(1)]))
         return torch.stack(rows)
 
 

@@ -9,31 +9,35 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from hip_model.masking import mask_seeds
 from pipeline.ingest.loader import LoadedBatch
 
 
-def count_present(batch: LoadedBatch, modalities: tuple[str, ...], workers: int, device: torch.device) -> Tensor:
-    """Examples of the global batch that have each modality, float64 ``[modalities]``."""
-    counts = torch.stack([batch.present[name].sum() for name in modalities]).double().to(device)
+def count_scored(
+    autoencoder: Any, batch: LoadedBatch, seed: int, workers: int, device: torch.device
+) -> dict[str, Tensor]:
+    """Tokens of each modality that are scored in the whole global batch; float64 scalars."""
+    counts = autoencoder.count_scored(mask_seeds(seed, batch.epochs, batch.example_ids), batch.present)
+    totals = torch.stack([count.sum() for count in counts.values()]).double().to(device)
     if workers > 1:
-        distributed.all_reduce(counts)
-    return counts
+        distributed.all_reduce(totals)
+    return dict(zip(counts, totals, strict=True))
 
 
 def weighted_loss(
-    output: Any, example_weight: float, seen: Mapping[str, Tensor], totals: Tensor | None, weights: Mapping[str, float]
+    output: Any, example_weight: float, totals: Mapping[str, Tensor] | None, weights: Mapping[str, float]
 ) -> Tensor:
     """One micro-batch's part of the global loss.
 
-    Where every example has every modality (``totals`` none) that is its share of the examples. Otherwise each modality
-    is averaged over the examples of the global batch that have it, then over the modalities that occur in it.
+    Where every example has as many scored tokens (``totals`` none) that is its share of the examples. Otherwise each
+    modality is averaged over its scored tokens in the global batch, then over the modalities that have any.
     """
     if totals is None:
         return output.loss * example_weight
-    parts, norm = [], torch.zeros((), dtype=torch.float64, device=totals.device)
-    for index, (name, loss) in enumerate(output.per_modality_loss.items()):
-        weight = weights.get(name, 1.0) * (totals[index] > 0)
-        share = seen[name] / totals[index].clamp_min(1)
+    parts, present_weights = [], []
+    for name, loss in output.per_modality_loss.items():
+        weight = weights.get(name, 1.0) * (totals[name] > 0)
+        share = output.scored_tokens[name] * (example_weight > 0) / totals[name].clamp_min(1)
         parts.append(loss * (weight * share).float())
-        norm = norm + weight
-    return torch.stack(parts).sum() / norm.clamp_min(1e-12).float()
+        present_weights.append(weight)
+    return torch.stack(parts).sum() / torch.stack(present_weights).sum().clamp_min(1e-12)

@@ -20,6 +20,7 @@ from pipeline.train.options import (
     DurationOptions,
     EngineOptions,
     FigureOptions,
+    MaskOptions,
     MetricsOptions,
     ModelOptions,
     OptimOptions,
@@ -79,6 +80,8 @@ def runs(folder: Path) -> dict[str, dict[int, float]]:
         # One run that changes its stage.
         "moves_a": make_options(folder, "moves", stage=1, steps=3),
         "moves_b": make_options(folder, "moves", stage=2, steps=6),
+        # Examples differ in how many tokens are scored; two micro-batches on each worker.
+        "hidden": replace(make_options(folder, "hidden"), mask=MaskOptions("modality")),
         "poisoned": replace(make_options(folder, "poisoned", stage=1), shards=str(folder / "poisoned")),
         # Last: DeepSpeed replaces torch's linear function for the rest of the process.
         "zero3": replace(
@@ -119,6 +122,14 @@ def test_two_workers_compute_what_one_does(folder: Path, runs: dict[str, dict[in
     assert sharded == pytest.approx(alone, rel=1e-6)
     # A second run of this process: DeepSpeed must not go on with the first one's process groups.
     assert losses_alone(make_options(folder, "alone_zero_again", "deepspeed", 2)) == sharded
+
+
+def test_workers_agree_where_examples_differ_in_how_many_tokens_are_scored(
+    folder: Path, runs: dict[str, dict[int, float]]
+) -> None:
+    whole = replace(make_options(folder, "hidden_alone", "torch", 0), mask=MaskOptions("modality"))
+    alone = losses_alone(replace(whole, batch=BatchOptions(8)))
+    assert runs["hidden"] == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_same_workers_resume_bit_for_bit(runs: dict[str, dict[int, float]]) -> None:

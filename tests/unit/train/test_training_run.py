@@ -317,6 +317,20 @@ def test_a_batch_that_does_not_fit_names_one_that_may(make_options: Make, tmp_pa
     assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "failed"
 
 
+def test_a_modality_of_which_nothing_is_hidden_has_no_loss(make_options: Make) -> None:
+    seen: dict[str, float] = {}
+
+    def report(step: int, metrics: Mapping[str, float]) -> bool:
+        seen.update(metrics)
+        return False
+
+    mask, validation = MaskOptions(per_modality={"audio": 0.0}), ValidationOptions(every_steps=2, examples=8)
+    run_pretraining(make_options(mask=mask, validation=validation, duration=DurationOptions(steps=4)), report)
+    assert seen["validation/loss"] == pytest.approx(seen["validation/loss/image"])
+    assert seen["loss"] == pytest.approx(seen["loss/image"])
+    assert not [name for name in seen if name.endswith("/audio")]
+
+
 def test_a_password_in_a_uri_is_nowhere_in_the_run_folder(make_options: Make, tmp_path: Path) -> None:
     tracking = TrackingOptions(uri="http://somebody:hunter2@127.0.0.1:9")  # nobody answers there
     run_pretraining(make_options(tracking=tracking))
