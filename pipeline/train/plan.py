@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hip_model.accounting import activation_bytes, optimizer_bytes
+from hip_model.autoencoder import MaskedAutoencoder
 from pipeline.errors import UserError
 from pipeline.ingest.options import IngestOptions
 from pipeline.shards.manifest import Manifest
@@ -52,11 +53,6 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         raise UserError(
             f"{options.shards} has no examples in split {TRAIN!r}; it has {manifest.splits or 'none at all'}"
         )
-    if options.engine.cuda_graphs and not is_complete_data(manifest):
-        raise UserError(
-            "engine.cuda_graphs=true needs every example to have every modality, and in "
-            f"{options.shards} some lack one; leave engine.cuda_graphs=false"
-        )
     name = run_name(options, config_hash(options_to_dict(options)), manifest.fingerprint)
     storage = absolute(options.storage)
     autoencoder = build_skeleton(options, manifest)
@@ -64,6 +60,9 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
     workers = max(1, options.scale.workers)
     stage = options.engine.stage_for(workers)
     batch = options.batch
+    accumulation = accumulation_steps(batch.global_size, batch.per_worker_size, workers)
+    if options.engine.cuda_graphs:
+        _check_recordable(options, manifest, autoencoder, workers * accumulation)
     zero = f" ZeRO-{stage}" if options.engine.kind == "deepspeed" else ""
     recomputes = ", blocks computed again in the backward pass" if options.engine.activation_checkpointing else ""
     return Plan(
@@ -75,7 +74,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         total_steps=options.duration.total_steps(manifest.num_examples(TRAIN), batch.global_size),
         global_batch_size=batch.global_size,
         workers=workers,
-        accumulation_steps=accumulation_steps(batch.global_size, batch.per_worker_size, workers),
+        accumulation_steps=accumulation,
         peak_learning_rate=options.optim.peak_learning_rate(batch.global_size),
         train_flops_per_example=3 * flops_per_example(autoencoder.model, options),
         state_bytes_per_worker=optimizer_bytes(parameters, options.engine.precision != "fp32", stage, workers),
@@ -84,6 +83,20 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         engine=f"{options.engine.kind}{zero} {options.engine.precision}{recomputes}",
         reading="" if is_local(options.shards) else reading(options.ingest, manifest),
     )
+
+
+def _check_recordable(options: PretrainOptions, manifest: Manifest, autoencoder: MaskedAutoencoder, parts: int) -> None:
+    """A recorded step weighs all examples alike, and masks none that is missing."""
+    why = ""
+    if not is_complete_data(manifest):
+        why = f"every example to have every modality, and in {options.shards} some lack one"
+    elif parts > 1 and not autoencoder.has_equal_counts:
+        why = (
+            f"every example to have as many hidden tokens where a batch is computed in {parts} parts, and with "
+            f"mask.policy={options.mask.policy} and these groups they differ"
+        )
+    if why:
+        raise UserError(f"engine.cuda_graphs=true needs {why}; leave engine.cuda_graphs=false")
 
 
 def reading(ingest: IngestOptions, manifest: Manifest) -> str:

@@ -205,6 +205,17 @@ def test_graphs_are_refused_where_examples_lack_a_modality(tmp_path: Path) -> No
         plan(options, Manifest.load(write_dataset(tmp_path / "parts", train=4, without_sound=(1,))))
 
 
+def test_graphs_are_refused_where_parts_of_a_batch_weigh_differently(tmp_path: Path) -> None:
+    whole = Manifest.load(write_dataset(tmp_path / "whole", train=4))
+    engine, small = EngineOptions(cuda_graphs=True), ModelOptions("hip_nano")
+    options = replace(with_graphs(engine, model=small, mask=MaskOptions("modality")), storage=str(tmp_path))
+    assert plan(options, whole).accumulation_steps == 1
+    in_parts = replace(options, batch=BatchOptions(4, 2))
+    with pytest.raises(UserError, match=r"as many hidden tokens where a batch is computed in 2 parts.*policy=modality"):
+        plan(in_parts, whole)
+    assert plan(replace(in_parts, mask=MaskOptions()), whole).accumulation_steps == 2
+
+
 @pytest.mark.parametrize(
     ("options", "workers", "stage"),
     [
