@@ -148,27 +148,25 @@ def _audioset_rows(text: str) -> Iterator[Row]:
             raise UserError(f"AudioSet row {fields!r} needs YTID, start_seconds, end_seconds, positive_labels")
         name, start, end = fields[:3]
         labels = tuple(part.strip() for part in fields[3].split(",") if part.strip())
-        segment = _whole_segment(start, end, f"AudioSet row {fields!r}")
-        yield {"id": name, "segment": segment, "labels": labels, "split": None}
+        yield {**_video_segment(name, start, end, f"AudioSet row {fields!r}"), "labels": labels, "split": None}
 
 
 def _kinetics_row(row: Row) -> Row:
     label, where = row.get("label"), f"Kinetics row {row!r}"
     return {
-        "id": str(row.get("youtube_id")),
-        "segment": _whole_segment(row.get("time_start"), row.get("time_end"), where),
+        **_video_segment(row.get("youtube_id"), row.get("time_start"), row.get("time_end"), where),
         "labels": (str(label),) if label else (),
         "split": _split(row, where),
     }
 
 
-def _whole_segment(start: Any, end: Any, where: str) -> Segment:
-    """A segment of which both ends are known."""
+def _video_segment(name: Any, start: Any, end: Any, where: str) -> Row:
+    """A video's id and a segment of which both ends are known."""
+    if name in (None, ""):
+        raise UserError(f"{where} names no video")
     if start in (None, "") or end in (None, ""):
         raise UserError(f"{where} needs the seconds at which its segment starts and ends")
-    segment = _segment(start, end, where)
-    assert segment is not None
-    return segment
+    return {"id": str(name), "segment": _segment(start, end, where)}
 
 
 def _trimmed(row: Row, stems: dict[str, Source], root: str) -> Source:

@@ -1,4 +1,4 @@
-"""Files on a disk of this machine, written and read past the system's page cache."""
+"""A new file on a disk of this machine, written past the system's page cache."""
 
 from __future__ import annotations
 

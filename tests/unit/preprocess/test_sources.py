@@ -151,6 +151,8 @@ def test_kinetics_csv(tmp_path: Path) -> None:
         ("t.csv", "# YTID, start\nabc, 7, 2, x\n", "AudioSet row.*holds nothing"),
         ("t.csv", "label,youtube_id,time_start,time_end\nrun,a,1,\n", "Kinetics row.*starts and ends"),
         ("t.csv", "label,youtube_id,time_start,time_end\nrun,a,-1,3\n", "Kinetics row.*holds nothing"),
+        ("t.csv", "label,youtube_id,time_start,time_end\nrun,,1,3\n", "Kinetics row.*names no video"),
+        ("t.csv", "# YTID, start\n, 1, 3, x\n", "AudioSet row.*names no video"),
         ("t.csv", "path,start,end\na.wav,0,inf\n", "row of 'a.wav'.*leave end empty"),
         ("t.csv", "path,split\na.wav,train\nb.wav,holdout\n", "row of 'b.wav': split='holdout' is not known"),
     ],
@@ -159,6 +161,12 @@ def test_mistakes_in_tables_are_named(tmp_path: Path, name: str, content: str, w
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=words):
         found(tmp_path / name)
+
+
+def test_a_kinetics_table_needs_its_columns(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("label,id,time_start,time_end\nrun,a,1,3\n")
+    with pytest.raises(UserError, match=r"Kinetics row.*names no video"):
+        found(tmp_path / "t.csv", "kinetics")
 
 
 def test_a_table_may_hold_any_kind_of_value(tmp_path: Path) -> None:
