@@ -9,6 +9,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
+from pipeline.train.decibels import decibels_of, errors_of
 from pipeline.train.engine import StepResult
 
 END, INTERRUPT = 1, 2
@@ -45,14 +46,18 @@ class StepRecord:
     seconds: float = 0.0
     result: StepResult = field(default_factory=lambda: StepResult(False, 0.0))
     loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    sums: Tensor | None = None  # [modalities, 3]: loss and PSNR, each times its scored tokens, and their number
+    sums: Tensor | None = (
+        None  # [modalities, 3]: loss and error behind PSNR, each times its scored tokens, and their number
+    )
 
     def add(
         self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], scored: dict[str, Tensor]
     ) -> None:
         """Count one micro-batch in. ``loss`` is weighted already, the others are means of ``scored[name]`` tokens."""
         self.loss = self.loss.to(loss.device) + loss.detach()
-        values = [value.detach() for name in self.modalities for value in (per_modality_loss[name], psnr[name])]
+        values = [
+            value.detach() for name in self.modalities for value in (per_modality_loss[name], errors_of(psnr[name]))
+        ]
         means = torch.stack(values).float().reshape(-1, 2)
         counts = torch.stack([scored[name] for name in self.modalities]).float()[:, None]
         # A modality of which this micro-batch scores nothing gives no number; 0 * nan would spoil the sum.
@@ -81,9 +86,9 @@ def _facts(record: StepRecord, numbers: list[float], workers: int) -> StepFacts:
     wait, seconds, end, interrupt, norm, *sums = numbers
     losses, psnr = {}, {}
     for index, name in enumerate(record.modalities):
-        loss, decibels, count = sums[1 + 3 * index : 4 + 3 * index]
+        loss, error, count = sums[1 + 3 * index : 4 + 3 * index]
         if count:
-            losses[name], psnr[name] = loss / count, decibels / count
+            losses[name], psnr[name] = loss / count, decibels_of(error / count)
     return StepFacts(
         step=record.step,
         examples_consumed=record.examples_consumed,

@@ -17,6 +17,7 @@ from hip_model.masking import mask_seeds
 from pipeline.ingest.order import rank_slice
 from pipeline.shards.reader import Batch, ShardReader
 from pipeline.train.build import mask_config
+from pipeline.train.decibels import decibels_of, errors_of
 from pipeline.train.hooks import Hook
 from pipeline.train.options import MaskOptions
 
@@ -76,7 +77,7 @@ class Validation(Hook):
             )
 
     def _batch(self, trainer: Trainer, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Per modality: loss and decibels times scored tokens, and those tokens."""
+        """Per modality: loss and error behind PSNR, times scored tokens, and those tokens."""
         device = trainer.engine.device
         inputs = {name: torch.from_numpy(value).to(device) for name, value in batch.arrays.items()}
         whole = all(value.all() for value in batch.present.values())
@@ -88,7 +89,7 @@ class Validation(Hook):
         rows = []
         for name in trainer.modalities:
             here = output.scored_tokens[name].double()
-            pair = torch.stack([output.per_modality_loss[name].double(), output.psnr[name].double()])
+            pair = torch.stack([output.per_modality_loss[name].double(), errors_of(output.psnr[name].double())])
             rows.append(torch.cat([torch.where(here > 0, pair * here, 0.0), here.reshape(1)]))
         return torch.stack(rows)
 
@@ -107,10 +108,10 @@ def _masked_by(autoencoder: Any, mask: MaskOptions | None) -> Iterator[None]:
 def summarise(modalities: tuple[str, ...], sums: list[list[float]], weights: dict[str, float]) -> dict[str, float]:
     """Means per modality, and their weighted mean over the modalities that occur."""
     values, total, norm = {}, 0.0, 0.0
-    for name, (loss, decibels, count) in zip(modalities, sums, strict=True):
+    for name, (loss, error, count) in zip(modalities, sums, strict=True):
         if count:
             values[f"validation/loss/{name}"] = loss / count
-            values[f"validation/psnr_db/{name}"] = decibels / count
+            values[f"validation/psnr_db/{name}"] = decibels_of(error / count)
             total += weights.get(name, 1.0) * loss / count
             norm += weights.get(name, 1.0)
     return {"validation/loss": total / norm if norm else math.nan, **values}

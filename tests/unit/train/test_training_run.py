@@ -331,6 +331,25 @@ def test_a_modality_of_which_nothing_is_hidden_has_no_loss(make_options: Make) -
     assert not [name for name in seen if name.endswith("/audio")]
 
 
+@pytest.mark.parametrize("policy", ["group_uniform", "modality"])
+def test_all_metrics_of_a_batch_are_the_same_however_it_is_cut(make_options: Make, policy: str) -> None:
+    def metrics_of(per_worker_size: int) -> dict[str, float]:
+        name, seen = f"of_{per_worker_size}", {}
+
+        def report(step: int, metrics: Mapping[str, float]) -> bool:
+            seen.update(metrics)
+            return step == 2
+
+        batch, validation = BatchOptions(8, per_worker_size), ValidationOptions(every_steps=2, examples=8)
+        options = make_options(run=RunOptions(name), batch=batch, mask=MaskOptions(policy), validation=validation)
+        run_pretraining(options, report)
+        return {key: value for key, value in seen.items() if "loss/" in key or "psnr_db/" in key}
+
+    whole = metrics_of(8)
+    assert {"psnr_db/image", "validation/psnr_db/image"} <= set(whole)
+    assert metrics_of(2) == pytest.approx(whole, rel=1e-5)
+
+
 def test_a_password_in_a_uri_is_nowhere_in_the_run_folder(make_options: Make, tmp_path: Path) -> None:
     tracking = TrackingOptions(uri="http://somebody:hunter2@127.0.0.1:9")  # nobody answers there
     run_pretraining(make_options(tracking=tracking))
