@@ -6,17 +6,16 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError
+from pipeline.evaluate.areas import per_class_average_precision
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.figures import Picture, bars, confusion_matrix, curves, projection
 from pipeline.evaluate.head import Head, load_head
 from pipeline.evaluate.metrics import (
-    Estimate,
     average_by_clip,
     classification_metrics,
     confusion,
     multilabel_metrics,
     per_class_accuracy,
-    per_class_average_precision,
 )
 from pipeline.evaluate.probe import (
     FittedProbe,
@@ -27,6 +26,7 @@ from pipeline.evaluate.probe import (
     neighbour_scores,
 )
 from pipeline.evaluate.report import Findings, Table
+from pipeline.evaluate.resampling import Estimate, Units
 from pipeline.evaluate.session import Session
 
 
@@ -114,7 +114,7 @@ def score_classes(
     labels = [tuple(position[session.label_names[label]] for label in row) for row in scored.labels]
     if multilabel or is_multilabel(scored.labels):
         return _score_multilabel(session, scores, labels, scored.sources, label_names)
-    return _score_single(session, scores, np.array([row[0] for row in labels]), label_names)
+    return _score_single(session, scores, np.array([row[0] for row in labels]), scored.sources, label_names)
 
 
 def _score_head(session: Session, head: Head, scored: Embeddings) -> Findings:
@@ -127,9 +127,11 @@ def _score_head(session: Session, head: Head, scored: Embeddings) -> Findings:
     return Findings(findings.metrics, findings.tables, pictures, findings.notes)
 
 
-def _score_single(session: Session, scores: np.ndarray, labels: np.ndarray, label_names: list[str]) -> Findings:
-    options = session.options
-    metrics = classification_metrics(scores, labels, options.interval, options.seed)
+def _score_single(
+    session: Session, scores: np.ndarray, labels: np.ndarray, sources: list[str], label_names: list[str]
+) -> Findings:
+    options, units = session.options, Units(sources)
+    metrics = classification_metrics(scores, labels, units, options.interval, options.seed)
     metrics["chance_top1"] = _chance(labels)
     accuracy = per_class_accuracy(scores, labels)
     counts = confusion(scores.argmax(1), labels, len(label_names))

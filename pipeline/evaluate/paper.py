@@ -50,7 +50,7 @@ KINDS = {"finetuned": "fine-tuned", "probed": "linear probe"}
 
 @dataclass(frozen=True)
 class ArmResult:
-    """One arm with one seed, in per cent, with the bootstrap interval over the scored examples."""
+    """One arm with one seed, in per cent, with its bootstrap interval."""
 
     arm: str
     seed: int
@@ -244,7 +244,7 @@ def verdict(claim: Claim, results: Iterable[ArmResult], kind: str) -> str:
     """Whether our figures of one ``kind`` show an ordering, its opposite, or neither.
 
     Several seeds: the mean of the differences within each seed, with a t interval over the seeds (95 %). One seed: the
-    two bootstrap intervals over the scored examples must not overlap.
+    two bootstrap intervals must not overlap.
     """
     found = {(result.arm, result.seed): getattr(result, kind) for result in results}
     seeds = sorted(seed for arm, seed in found if arm == claim.better and (claim.worse, seed) in found)

@@ -126,7 +126,7 @@ def _choose_strength(
 def _score(scores: np.ndarray, targets: np.ndarray, multilabel: bool) -> float:
     if not multilabel:
         return float((scores.argmax(1) == targets.argmax(1)).mean())
-    from pipeline.evaluate.metrics import per_class_average_precision
+    from pipeline.evaluate.areas import per_class_average_precision
 
     found = per_class_average_precision(scores, targets)
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0

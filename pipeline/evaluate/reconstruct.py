@@ -14,9 +14,10 @@ from hip_model.errors import ConfigError
 from hip_model.masking import MaskConfig, mask_seeds
 from pipeline.errors import UserError
 from pipeline.evaluate.figures import Picture, curves
-from pipeline.evaluate.metrics import Estimate, IntArray, bootstrap, decibel
+from pipeline.evaluate.metrics import decibel
 from pipeline.evaluate.reading import batches
 from pipeline.evaluate.report import Findings, Table
+from pipeline.evaluate.resampling import Estimate, IntArray, Units, bootstrap
 from pipeline.evaluate.session import Session
 from pipeline.shards.reader import Batch
 
@@ -30,6 +31,7 @@ class MaskedErrors:
     model: np.ndarray  # [N]
     mean: np.ndarray  # of always answering the training mean
     nearest: np.ndarray  # of copying the nearest visible token along the flattening order
+    sources: list[str]
     variance: float  # of the training data, mean over channels: what makes errors comparable between modalities
 
 
@@ -91,17 +93,20 @@ def masked_errors(session: Session, ratio: float) -> dict[str, MaskedErrors]:
     autoencoder = MaskedAutoencoder(loaded.model, config, normalisation=loaded.normalisations)
     what = f"reconstructing at mask ratio {ratio:g}"
     collected: dict[str, list[np.ndarray]] = {name: [] for name in loaded.modality_names}
+    sources: dict[str, list[str]] = {name: [] for name in loaded.modality_names}
     for batch in batches(session.reader(options.split), session.count(options.split), options.embed.batch_size, what):
         answer = reconstruct_batch(session, autoencoder, batch)
         for name in loaded.modality_names:
             hides = ~answer.visible[name].all(1).cpu().numpy()
-            collected[name].append(_batch_errors(session, answer, name)[batch.present[name] & hides])
+            counts = batch.present[name] & hides
+            collected[name].append(_batch_errors(session, answer, name)[counts])
+            sources[name] += [batch.sources[row] for row in np.flatnonzero(counts)]
     found = {}
     for name, parts in collected.items():
         errors = np.concatenate(parts)
         if len(errors):
             variance = float(np.square(loaded.normalisations[name].std).mean())
-            found[name] = MaskedErrors(errors[:, 0], errors[:, 1], errors[:, 2], variance)
+            found[name] = MaskedErrors(errors[:, 0], errors[:, 1], errors[:, 2], sources[name], variance)
     return found
 
 
@@ -138,10 +143,10 @@ def _batch_errors(session: Session, answer: Reconstruction, name: str) -> np.nda
 
 
 def _estimates(session: Session, errors: MaskedErrors, peak: float) -> dict[str, Estimate]:
-    options = session.options
+    options, units = session.options, Units(errors.sources)
 
     def estimate(score: Callable[[IntArray], float]) -> Estimate:
-        return bootstrap(score, len(errors.model), options.interval, options.seed)
+        return bootstrap(score, units, options.interval, options.seed)
 
     return {
         "psnr": estimate(lambda rows: decibel(float(errors.model[rows].mean()), peak)),

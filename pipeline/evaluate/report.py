@@ -11,7 +11,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.evaluate.figures import Picture
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #616e7c; --line: #d9dee4; --page: #fff; --accent: #2a6f97; }

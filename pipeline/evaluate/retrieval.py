@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.head import feature_scale
-from pipeline.evaluate.metrics import Estimate, recall_at
+from pipeline.evaluate.metrics import recall_at
 from pipeline.evaluate.report import Findings, Table
+from pipeline.evaluate.resampling import Estimate, Units
 from pipeline.evaluate.session import Session
 
 _RIDGE_PENALTIES = (1.0, 10.0, 100.0, 1000.0, 10000.0)
@@ -28,14 +28,14 @@ def retrieval(session: Session) -> Findings:
     level = session.one_level()
     metrics: dict[str, Estimate] = {}
     for asked, searched in ((query, target), (target, query)):
-        scored = _pairs(session, options.split, (asked, searched), level)
+        scored, sources = _pairs(session, options.split, (asked, searched), level)
         if options.retrieval.align:
-            fit = _pairs(session, options.fit_split, (asked, searched), level)
+            fit, _ = _pairs(session, options.fit_split, (asked, searched), level)
             similarity = _aligned_similarity(fit, scored)
         else:
             similarity = _cosine(*scored)
         ranks = own_ranks(similarity)
-        found = recall_at(ranks, options.retrieval.ranks, options.interval, options.seed)
+        found = recall_at(ranks, options.retrieval.ranks, Units(sources), options.interval, options.seed)
         metrics |= {f"{asked}_to_{searched}/{name}": estimate for name, estimate in found.items()}
     count = len(scored[0])
     chance = [(f"recall@{k}", min(1.0, k / count)) for k in options.retrieval.ranks]
@@ -69,20 +69,15 @@ def queried_modalities(session: Session) -> tuple[str, str]:
     return query, target
 
 
-def _pairs(session: Session, split: str, names: tuple[str, str], level: int) -> list[np.ndarray]:
-    pairs = [_only(session, split, name, level) for name in names]
-    if len(pairs[0]) < 2:
-        read = session.count(split)
-        raise UserError(f"split {split!r}: of {read} examples, {len(pairs[0])} have both {names[0]!r} and {names[1]!r}")
-    return pairs
-
-
-def _only(session: Session, split: str, name: str, level: int) -> np.ndarray:
-    """Features [N, D] of the examples that have both modalities, computed with ``name`` alone visible."""
+def _pairs(session: Session, split: str, names: tuple[str, str], level: int) -> tuple[list[np.ndarray], list[str]]:
+    """Features [N, D] of each modality, computed with it alone visible, where an example has both; and its file."""
     level_count = max(level + 1, session.loaded.num_encoder_levels)
-    found: Embeddings = session.embeddings(split, level_count, (name,))
-    both = np.logical_and.reduce([found.present[modality] for modality in queried_modalities(session)])
-    return found.levels[level]["mean"][both]
+    found = [session.embeddings(split, level_count, (name,)) for name in names]
+    both = np.flatnonzero(np.logical_and(*(found[0].present[name] for name in names)))
+    if len(both) < 2:
+        read = session.count(split)
+        raise UserError(f"split {split!r}: of {read} examples, {len(both)} have both {names[0]!r} and {names[1]!r}")
+    return [part.levels[level]["mean"][both] for part in found], [found[0].sources[row] for row in both]
 
 
 def _aligned_similarity(fit: list[np.ndarray], scored: list[np.ndarray]) -> np.ndarray:

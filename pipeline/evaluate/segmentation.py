@@ -12,9 +12,9 @@ from hip_model.heads import DenseHead
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.attention import on_picture
 from pipeline.evaluate.figures import Picture, bars, picture_rows
-from pipeline.evaluate.metrics import IntArray, bootstrap
 from pipeline.evaluate.reading import Progress, batches
 from pipeline.evaluate.report import Findings, Table
+from pipeline.evaluate.resampling import IntArray, Units, bootstrap
 from pipeline.evaluate.session import Session
 from pipeline.seeding import derive_seed
 from pipeline.shards.reader import Batch
@@ -32,13 +32,14 @@ def segmentation(session: Session) -> Findings:
     options = session.options
     check_class_maps(session)
     head = _train(session)
-    matrices, shown = _score(session, head)
+    matrices, sources, shown = _score(session, head)
+    units = Units(sources)
     names = session.label_names
     union = intersection_over_union(matrices.sum(0))
     metrics = {
-        "mean_iou": bootstrap(lambda rows: _mean(matrices[rows]), len(matrices), options.interval, options.seed, 200),
+        "mean_iou": bootstrap(lambda rows: _mean(matrices[rows]), units, options.interval, options.seed, 200),
         "pixel_accuracy": bootstrap(
-            lambda rows: _pixel_accuracy(matrices[rows].sum(0)), len(matrices), options.interval, options.seed
+            lambda rows: _pixel_accuracy(matrices[rows].sum(0)), units, options.interval, options.seed
         ),
     }
     rows = [(name, int(matrices[:, i].sum()), float(union[i])) for i, name in enumerate(names)]
@@ -131,11 +132,12 @@ def _targets(session: Session, batch: Batch) -> Tensor:
 
 
 @torch.inference_mode()
-def _score(session: Session, head: DenseHead) -> tuple[IntArray, list[Picture]]:
-    """Counts [images, true, predicted] and a picture of the first examples."""
+def _score(session: Session, head: DenseHead) -> tuple[IntArray, list[str], list[Picture]]:
+    """Counts [images, true, predicted], the images' files, and a picture of the first examples."""
     options, classes = session.options, len(session.label_names)
     count, reader = session.count(options.split), session.reader(options.split)
     matrices: list[np.ndarray] = []
+    sources: list[str] = []
     shown: list[list[np.ndarray]] = []
     for batch in batches(reader, count, options.embed.batch_size, "segmenting"):
         predicted, targets = _answers(session, head, batch).argmax(-1), _targets(session, batch)
@@ -145,12 +147,13 @@ def _score(session: Session, head: DenseHead) -> tuple[IntArray, list[Picture]]:
                 continue
             pairs = targets[row][valid] * classes + predicted[row][valid]
             matrices.append(torch.bincount(pairs, minlength=classes**2).view(classes, classes).cpu().numpy())
+            sources.append(batch.sources[row])
             if len(shown) < options.figures.examples:
                 shown.append(_columns(session, batch, row, predicted[row]))
     if not matrices:
         raise UserError(f"split {options.split!r}: none of {count} examples has a picture and a class map")
     title = ("picture", "true classes", "predicted classes")
-    return np.stack(matrices), [picture_rows("segmentation", "Segmentation", title, shown, classes)]
+    return np.stack(matrices), sources, [picture_rows("segmentation", "Segmentation", title, shown, classes)]
 
 
 def _columns(session: Session, batch: Batch, row: int, predicted: Tensor) -> list[np.ndarray]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 from pipeline.storage import exists, join, list_files, read_bytes
 
 EVALUATIONS_TAG = "hip.evaluations"  # of a model version: what was measured with its weights, as JSON

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.evaluations import higher_is_better
 from pipeline.registry.options import GateOptions
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import DataError, UserError
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.client import connect, version_by_reference
 from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation
 from pipeline.registry.gate import Decision, decide

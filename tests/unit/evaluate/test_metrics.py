@@ -6,14 +6,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.evaluate import metrics
+from pipeline.evaluate.areas import per_class_average_precision, per_class_roc_area, resampled_areas
 from pipeline.evaluate.options import IntervalOptions
+from pipeline.evaluate.resampling import Units, bootstrap, bootstrap_mean
 
 INTERVAL = IntervalOptions(confidence=0.95, resamples=300)
 
 
+def files(count: int, windows: int = 1) -> Units:
+    """So many files with as many windows each."""
+    return Units([f"{index}.mp4" for index in range(count) for _ in range(windows)])
+
+
 def test_bootstrap_interval_has_the_width_of_the_normal_approximation():
     hits = (np.arange(400) < 300).astype(float)
-    found = metrics.bootstrap_mean(hits, INTERVAL, seed=0)
+    found = bootstrap_mean(hits, files(400), INTERVAL, seed=0)
     half = 1.96 * np.sqrt(0.75 * 0.25 / 400)
     assert found.value == 0.75
     assert found.high - found.value == pytest.approx(half, rel=0.25)
@@ -23,7 +30,46 @@ def test_bootstrap_interval_has_the_width_of_the_normal_approximation():
 
 def test_bootstrap_is_a_function_of_the_seed():
     values = np.random.default_rng(0).normal(size=50)
-    assert metrics.bootstrap_mean(values, INTERVAL, 3) == metrics.bootstrap_mean(values, INTERVAL, 3)
+    assert bootstrap_mean(values, files(50), INTERVAL, 3) == bootstrap_mean(values, files(50), INTERVAL, 3)
+
+
+def test_windows_of_a_file_are_resampled_together():
+    """Copies of what a file says bring no certainty: the interval is that of one window a file."""
+    hits = (np.arange(50) < 30).astype(float)
+    alone = bootstrap_mean(hits, files(50), INTERVAL, 0)
+    copied = bootstrap_mean(np.repeat(hits, 20), files(50, windows=20), INTERVAL, 0)
+    assert (copied.low, copied.high, copied.count) == pytest.approx((alone.low, alone.high, 50))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=40), st.integers(0, 100))
+def test_a_draw_holds_whole_files(numbers: list[int], seed: int):
+    sources = np.array([f"{number}.mp4" for number in numbers])
+    units = Units(list(sources))
+    rows = units.draw(np.random.default_rng(seed))
+    if len(set(numbers)) == 1:
+        assert (len(units), len(rows)) == (len(numbers), len(numbers))
+        return
+    times = np.bincount(rows, minlength=len(numbers))
+    by_file = [set(times[sources == source]) for source in set(sources)]
+    assert all(len(found) == 1 for found in by_file), "every window of a file as often as the others"
+    assert sum(found.pop() for found in by_file) == len(units) == len(set(numbers))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 3), st.sampled_from([1, 4, 1000]))
+def test_resampled_areas_are_those_of_the_resampled_examples(seed: int, count: int, classes: int, distinct: int):
+    """Few distinct scores: ties; few examples: classes that nobody, or everybody, has."""
+    random = np.random.default_rng(seed)
+    scores = random.integers(0, distinct, (count, classes)) / distinct
+    targets = (random.random((count, classes)) < 0.4).astype(np.int64)
+    draws = [random.integers(0, count, count) for _ in range(5)]
+    times = np.stack([np.bincount(draw, minlength=count) for draw in draws], axis=1).astype(np.int32)
+    precision, roc = resampled_areas(scores, targets, times)
+    for row, draw in enumerate(draws):
+        expected = per_class_average_precision(scores[draw], targets[draw])
+        np.testing.assert_allclose(precision[row], expected, atol=1e-9)
+        np.testing.assert_allclose(roc[row], per_class_roc_area(scores[draw], targets[draw]), atol=1e-9)
 
 
 def test_top_k_agrees_with_torchmetrics():
@@ -41,7 +87,7 @@ def test_classification_counts_classes_equally_in_mean_class_accuracy():
     scores = np.zeros((10, 2))
     scores[:, 0] = 1  # always class 0
     labels = np.array([0] * 8 + [1] * 2)
-    found = metrics.classification_metrics(scores, labels, INTERVAL, 0)
+    found = metrics.classification_metrics(scores, labels, files(10), INTERVAL, 0)
     assert found["top1"].value == 0.8
     assert found["mean_class_accuracy"].value == 0.5
     assert "top5" not in found
@@ -67,6 +113,14 @@ def test_multilabel_metrics_agree_with_torchmetrics():
     )
 
 
+def test_the_interval_of_average_precision_holds_its_value_where_classes_are_rare():
+    """Repeated examples raise average precision, so quantiles of resamples alone lie above what was measured."""
+    random = np.random.default_rng(0)
+    scores, targets = random.normal(size=(600, 200)), (random.random((600, 200)) < 0.01).astype(np.int64)
+    found = metrics.multilabel_metrics(scores, targets, INTERVAL, 0)["mean_average_precision"]
+    assert found.low < found.value < found.high
+
+
 def test_d_prime_is_the_audioset_definition():
     assert metrics.d_prime(0.5) == pytest.approx(0.0, abs=1e-9)
     assert metrics.d_prime(0.975) == pytest.approx(2.772, abs=1e-3)  # sqrt(2) * 1.95996
@@ -82,7 +136,7 @@ def test_clip_scores_are_means_over_windows_and_labels_are_joined():
 
 
 def test_recall_from_ranks():
-    found = metrics.recall_at(np.array([0, 0, 3, 9]), (1, 5), INTERVAL, 0)
+    found = metrics.recall_at(np.array([0, 0, 3, 9]), (1, 5), files(4), INTERVAL, 0)
     assert found["recall_at_1"].value == 0.5
     assert found["recall_at_5"].value == 0.75
     assert found["median_rank"].value == 2.5
@@ -97,5 +151,5 @@ def test_decibel_halving_the_error_adds_three(error: float, peak: float):
 
 
 def test_undefined_resamples_do_not_poison_the_interval():
-    found = metrics.bootstrap(lambda rows: float("nan") if rows[0] % 2 else 1.0, 10, INTERVAL, 0)
+    found = bootstrap(lambda rows: float("nan") if rows[0] % 2 else 1.0, files(10), INTERVAL, 0)
     assert (found.low, found.high) == (1.0, 1.0)

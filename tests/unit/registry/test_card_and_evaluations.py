@@ -5,7 +5,7 @@ from pathlib import Path
 
 from registry_models import make_model
 
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.card import CardFacts, model_card
 from pipeline.registry.evaluations import Evaluation, find_evaluations, higher_is_better
 from pipeline.registry.inference import Predictor

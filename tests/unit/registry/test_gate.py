@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.gate import decide
 from pipeline.registry.options import GateOptions
 

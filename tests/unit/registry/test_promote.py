@@ -12,7 +12,7 @@ from mlflow.tracking import MlflowClient
 
 from hip_model.export import from_pretrained, load_metadata, save_pretrained
 from pipeline.errors import UserError
-from pipeline.evaluate.metrics import Estimate
+from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation
 from pipeline.registry.options import PromoteOptions
 from pipeline.registry.promote import DECISION_TAG, PromotionRefusedError, promote
