@@ -19,12 +19,13 @@ from pipeline.evaluate.head import POOLS, pooled_parts
 from pipeline.evaluate.loaded import LoadedModel
 from pipeline.evaluate.options import EmbedOptions
 from pipeline.evaluate.reading import Progress, examples_a_read, read_ahead, spans
+from pipeline.ingest.spread import spread
 from pipeline.shards.reader import Batch, ShardReader
 
 # Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each read.
 Piece = dict[str, np.ndarray]
 
-_VERSION = 3  # raised when the content of a piece changes meaning
+_VERSION = 4  # raised when the content of a piece changes meaning
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class EmbedRequest:
 
     def key(self, weights: str, fingerprint: str) -> str:
         """The folder name of the finished pieces."""
-        parts = [_VERSION, weights, fingerprint, self.split, self.level_count, self.modalities]
+        parts = [_VERSION, weights, fingerprint, self.split, self.count, self.level_count, self.modalities]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -79,7 +80,7 @@ class Embeddings:
 def embed(
     loaded: LoadedModel, weights: str, reader: ShardReader, request: EmbedRequest, options: EmbedOptions, cache: str
 ) -> Embeddings:
-    """Embed the first ``request.count`` examples of a split; finished pieces under ``cache`` are read, not computed.
+    """Embed ``request.count`` examples from all over a split; finished pieces under ``cache`` are read, not computed.
 
     ``weights`` is the digest of the model's.
 
@@ -133,12 +134,13 @@ def compute_pieces(
     pieces: list[tuple[int, int]],
     progress: Progress | None = None,
 ) -> Iterator[tuple[tuple[int, int], Piece]]:
-    """The pieces in order, each with its rows [start, stop) of the split; the next one's are read meanwhile."""
+    """The pieces in order, each with its rows [start, stop) of the embedded ones; the next one's are read meanwhile."""
     size = examples_a_read(reader, batch_size)
+    chosen = spread(request.count, len(reader))
     reads = [(bounds, rows) for bounds in pieces for rows in spans(bounds[1], size, bounds[0])]
 
     def load(start: int, stop: int) -> tuple[Batch, dict[str, torch.Tensor]]:
-        batch = reader.read(np.arange(start, stop))
+        batch = reader.read(chosen[start:stop])
         return batch, loaded.normalise(batch.arrays)
 
     parts: list[Piece] = []

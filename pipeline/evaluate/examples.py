@@ -14,6 +14,7 @@ from pipeline.evaluate.attention import attention_pictures
 from pipeline.evaluate.figures import Picture, png
 from pipeline.evaluate.reconstruct import reconstruct_batch
 from pipeline.evaluate.session import Session
+from pipeline.ingest.spread import spread
 from pipeline.train.figures import has_places, in_shape, position_maps, reconstruction_figure
 
 
@@ -24,7 +25,7 @@ def example_pictures(session: Session) -> list[Picture]:
     config = MaskConfig(policy=options.mask.policy, ratio=ratio)
     autoencoder = MaskedAutoencoder(session.loaded.model, config, normalisation=session.loaded.normalisations)
     reader = session.reader(options.split)
-    batch = reader.read(np.arange(min(options.figures.examples, session.count(options.split))))
+    batch = reader.read(spread(min(options.figures.examples, session.count(options.split)), len(reader)))
     answer = reconstruct_batch(session, autoencoder, batch)
     pictures: list[Picture | None] = []
     for modality in session.loaded.model.modalities:

@@ -10,6 +10,7 @@ from pipeline.errors import UserError
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.probe import check_labels, is_multilabel
 from pipeline.ingest.order import ExampleOrder
+from pipeline.ingest.spread import spread
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
 
@@ -53,7 +54,8 @@ class LabelledSplit:
             raise UserError("task=classification, but some examples have several labels; use task=multilabel")
         multilabel = options.task == "multilabel" or (options.task == "auto" and several)
         rows = np.array([row for row, classes in enumerate(labels) if classes or multilabel], dtype=np.int64)
-        rows = rows[: options.limit.fit_examples]
+        if options.limit.fit_examples is not None:
+            rows = rows[spread(options.limit.fit_examples, len(rows))]
         order = RowOrder(rows, options.seed, manifest.fingerprint)
         return cls(reader, rows, order, "multilabel" if multilabel else "classification")
 

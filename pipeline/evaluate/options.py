@@ -124,7 +124,7 @@ class IntervalOptions:
 
 @dataclass(frozen=True)
 class LimitOptions:
-    """Upper bounds on what is read, for a quick look."""
+    """Upper bounds on what is read, for a quick look; the examples come from all over the split."""
 
     fit_examples: int | None = None  # examples of the fit split
     score_examples: int | None = None  # examples of the scored split

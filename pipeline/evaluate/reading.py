@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-import numpy as np
-
+from pipeline.ingest.spread import spread
 from pipeline.shards.reader import Batch, ShardReader
 
 logger = logging.getLogger(__name__)
@@ -20,10 +19,11 @@ _LINE_SECONDS = 10.0
 
 
 def batches(reader: ShardReader, count: int, batch_size: int, what: str) -> Iterator[Batch]:
-    """The first ``count`` examples, ``batch_size`` at a time; ``what`` is done with them, as the progress says."""
+    """``count`` examples from all over the split, ``batch_size`` at a time; the progress says ``what`` is done."""
     progress = Progress(what, count)
-    reads = spans(count, examples_a_read(reader, batch_size))
-    for block in read_ahead(lambda first, last: reader.read(np.arange(first, last)), reads):
+    rows = spread(count, len(reader))
+    reads = spans(len(rows), examples_a_read(reader, batch_size))
+    for block in read_ahead(lambda first, last: reader.read(rows[first:last]), reads):
         for first, last in spans(len(block.sources), batch_size):
             yield block.part(first, last)
             progress.advance(last - first)

@@ -16,6 +16,7 @@ from pipeline.evaluate.reading import Progress, batches
 from pipeline.evaluate.report import Findings, Table
 from pipeline.evaluate.resampling import IntArray, Units, bootstrap
 from pipeline.evaluate.session import Session
+from pipeline.ingest.spread import spread
 from pipeline.seeding import derive_seed
 from pipeline.shards.reader import Batch
 
@@ -93,11 +94,12 @@ def _train(session: Session) -> DenseHead:
     trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=wanted.learning_rate, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, wanted.iterations)
-    count, reader = session.count(options.fit_split), session.reader(options.fit_split)
+    reader = session.reader(options.fit_split)
+    usable = spread(session.count(options.fit_split), len(reader))
     random = np.random.default_rng(derive_seed(options.seed, "segmentation order"))
     progress = Progress("training the dense head", wanted.iterations, "steps")
     for _ in range(wanted.iterations):
-        rows = random.choice(count, min(options.embed.batch_size, count), replace=False)
+        rows = random.choice(usable, min(options.embed.batch_size, len(usable)), replace=False)
         batch = reader.read(np.sort(rows))
         targets = _targets(session, batch)
         if bool((targets != wanted.ignore).any()):  # the mean over nothing is not a number

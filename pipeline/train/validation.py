@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 import torch.distributed as distributed
 
 from hip_model.masking import mask_seeds
 from pipeline.ingest.order import rank_slice
+from pipeline.ingest.spread import spread
 from pipeline.shards.reader import Batch, ShardReader
 from pipeline.train.build import mask_config
 from pipeline.train.decibels import decibels_of, errors_of
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Validation(Hook):
-    """Each worker takes its share of the first ``validation.examples``; the result does not depend on their number."""
+    """Each worker takes its share of ``validation.examples`` held-out ones; the number of workers changes no result."""
 
     name = "validation"
 
@@ -49,17 +49,15 @@ class Validation(Hook):
     def run(self, trainer: Trainer) -> None:
         """Sum over examples and workers, then over modalities as the training loss does; the pause is a metric too."""
         began = time.perf_counter()
-        count = min(trainer.options.validation.examples, len(self.reader))
-        start, mine = rank_slice(0, count, trainer.rank, trainer.workers)
+        rows = spread(trainer.options.validation.examples, len(self.reader))
+        start, mine = rank_slice(0, len(rows), trainer.rank, trainer.workers)
         size = max(1, -(-trainer.options.batch.global_size // trainer.workers // trainer.accumulation_steps))
         sums = torch.zeros(len(trainer.modalities), 3, dtype=torch.float64, device=trainer.engine.device)
         module = trainer.engine.whole_module()
         module.eval()
         with torch.no_grad(), _masked_by(module, trainer.options.validation.mask):
             for first in range(start, start + mine, size):
-                sums += self._batch(
-                    trainer, module, self.reader.read(np.arange(first, min(first + size, start + mine)))
-                )
+                sums += self._batch(trainer, module, self.reader.read(rows[first : min(first + size, start + mine)]))
         module.train()
         trainer.beat()
         if trainer.workers > 1:
@@ -72,7 +70,7 @@ class Validation(Hook):
                 "step %d: validation loss %.4f on %d examples, in %.1f s",
                 trainer.state.step,
                 self.latest["validation/loss"],
-                count,
+                len(rows),
                 pause,
             )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,9 +21,11 @@ from hip_model.export import from_pretrained, load_metadata
 from pipeline.errors import DataError, InfrastructureError, TrainingDiverged, UserError
 from pipeline.evaluate.loaded import load_model
 from pipeline.registry.resolve import resolve_model
+from pipeline.shards.reader import Batch
 from pipeline.storage import join, read_bytes
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
+from pipeline.train.loop import Trainer
 from pipeline.train.options import (
     BatchOptions,
     CheckpointOptions,
@@ -38,6 +41,7 @@ from pipeline.train.options import (
     ValidationOptions,
 )
 from pipeline.train.runner import run_pretraining
+from pipeline.train.validation import Validation
 
 Make = Callable[..., PretrainOptions]
 
@@ -356,6 +360,21 @@ def test_a_password_in_a_uri_is_nowhere_in_the_run_folder(make_options: Make, tm
     files = [path for path in (tmp_path / "runs").rglob("*") if path.is_file()]
     assert {"run.json", "config.json", "trainer_state.json"} <= {path.name for path in files}
     assert [path for path in files if b"hunter2" in path.read_bytes()] == []
+
+
+def test_validation_takes_examples_from_all_over_the_split(make_options: Make, tmp_path: Path) -> None:
+    """The first of many windows would all be of one recording."""
+    shards, seen = write_dataset(tmp_path / "many", train=16, validation=40), []
+    original = Validation._batch
+
+    def spy(self: Validation, trainer: Trainer, module: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        seen.extend(batch.sources)
+        return original(self, trainer, module, batch)
+
+    with patch.object(Validation, "_batch", spy):
+        validation = ValidationOptions(every_steps=2, examples=4)
+        run_pretraining(make_options(shards=shards, duration=DurationOptions(steps=2), validation=validation))
+    assert seen == [f"validation/{index}.mp4" for index in (0, 13, 26, 39)]
 
 
 def test_runs_that_were_masked_differently_are_validated_alike(make_options: Make) -> None:
