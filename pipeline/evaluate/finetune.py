@@ -14,7 +14,6 @@ from torch import Tensor
 from hip_model.export import save_pretrained
 from pipeline import storage
 from pipeline.errors import Interrupted, UserError
-from pipeline.evaluate.augment import idle_options
 from pipeline.evaluate.baseline import Baseline, save_baseline
 from pipeline.evaluate.classifier import Classifier
 from pipeline.evaluate.finetune_data import LabelledSplit
@@ -32,6 +31,7 @@ from pipeline.shards.manifest import Manifest
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.options import TrackingOptions
 from pipeline.tracking.runs import open_run
+from pipeline.train.augment import warn_of_idle_options
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.options import EngineOptions
@@ -107,9 +107,7 @@ def _check(options: FinetuneOptions, model: Any) -> None:
     """Hold the options against the model and the machine before a run is opened."""
     _level(options, model)
     _device(options)
-    for idle in idle_options(options.augment, model.modalities):
-        names = ", ".join(modality.name for modality in model.modalities)
-        logger.warning("%s does nothing here: the model reads %s", idle, names)
+    warn_of_idle_options(options.augment, model.modalities)
 
 
 def _assemble(

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import Interrupted, TrainingDiverged
-from pipeline.evaluate.augment import augment
 from pipeline.evaluate.classifier import Classifier, soft_targets
 from pipeline.evaluate.finetune_data import LabelledSplit
 from pipeline.evaluate.finetune_options import FinetuneOptions
@@ -22,9 +21,11 @@ from pipeline.evaluate.loaded import presence_selection
 from pipeline.evaluate.mixing import mix
 from pipeline.evaluate.transfer import Start
 from pipeline.ingest.loader import BatchLoader, LoadedBatch
+from pipeline.ingest.spread import spread
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.tracking.client import Tracker
+from pipeline.train.augment import augment
 from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.loop import micro_batches, seed_generators
@@ -121,7 +122,7 @@ def _prepare(run: FinetuneRun, part: LoadedBatch) -> tuple[dict[str, Tensor], Te
     options, model = run.options, run.start.model
     modalities = {modality.name: modality for modality in model.modalities}
     raw = {name: part.inputs[name].to(run.engine.device) for name in modalities}
-    raw = augment(raw, modalities, options.augment, options.seed, part.epochs, part.example_ids)
+    raw = augment(raw, part.epochs, part.example_ids, modalities, options.augment, options.seed)
     inputs = {name: normalise_floats(run.start.normalisations[name], values) for name, values in raw.items()}
     for name, values in inputs.items():  # blended with another example, what is absent is its mean, not black
         values[~part.present[name].to(values.device)] = 0
@@ -131,7 +132,7 @@ def _prepare(run: FinetuneRun, part: LoadedBatch) -> tuple[dict[str, Tensor], Te
 
 
 def normalise_floats(normalisation: Any, values: Tensor) -> Tensor:
-    """Standardise raw values that augmentation made floats of (``Normalisation`` takes floats as normalised)."""
+    """Standardise raw values of any type (``Normalisation`` takes floats as normalised)."""
     mean = torch.tensor(normalisation.mean, device=values.device)
     std = torch.tensor(normalisation.std, device=values.device)
     return (values.float() - mean) / std
@@ -173,9 +174,10 @@ def measure_scale(run: FinetuneRun) -> None:
     """Mean and scale of the starting features, which then stay fixed: a head at zero needs inputs of order one."""
     run.classifier.eval()
     features = []
-    count = min(run.options.head.scale_examples, len(run.data))
+    rows = run.data.rows[spread(run.options.head.scale_examples, len(run.data))]
+    count = len(rows)
     for first in range(0, count, 32):
-        batch = run.data.reader.read(run.data.rows[first : min(first + 32, count)])
+        batch = run.data.reader.read(rows[first : min(first + 32, count)])
         present = {name: torch.from_numpy(flags) for name, flags in batch.present.items()}
         inputs = {
             modality.name: normalise_floats(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from pipeline.errors import UserError
-from pipeline.evaluate.augment import AugmentOptions
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions, LimitOptions
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import (
+    AugmentOptions,
     BatchOptions,
     CheckpointOptions,
     DurationOptions,

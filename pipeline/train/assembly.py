@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from hip_model.recorded_steps import record_steps
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
 from pipeline.tracking.client import Tracker
+from pipeline.train.augment import augment
 from pipeline.train.average import Average
 from pipeline.train.build import (
     VALIDATION,
@@ -117,6 +119,12 @@ def build_trainer(
         workers=workers,
         check_every_steps=1 if device.type == "cpu" else options.metrics.every_steps,
         beat=watchdog.beat,
+        vary=partial(
+            augment,
+            modalities={modality.name: modality for modality in autoencoder.model.modalities},
+            options=options.augment,
+            seed=options.seed,
+        ),
         parts_are_equal=is_complete_data(manifest) and autoencoder.has_equal_counts,
     )
     restore(trainer, job.run_folder)

@@ -38,6 +38,9 @@ class StopFlag(Protocol):
         """Whether to stop after this step."""
 
 
+Vary = Callable[[dict[str, torch.Tensor], torch.Tensor, torch.Tensor], dict[str, torch.Tensor]]
+
+
 @dataclass
 class Trainer:
     """All parts of one worker's training, wired in ``worker.py``."""
@@ -58,6 +61,7 @@ class Trainer:
     check_every_steps: int = 1
     beat: Callable[[], None] = lambda: None  # tells the watchdog that this worker lives
     show: Show = field(default_factory=lambda: Progress(on_terminal=False).show)  # tells a person of an interval
+    vary: Vary = lambda inputs, epochs, example_ids: inputs  # augments raw tokens on the device
     parts_are_equal: bool = True  # every example has as many scored tokens of each modality
     last_checkpoint: str | None = None
     pending: list[StepRecord] = field(default_factory=list)
@@ -180,6 +184,7 @@ def train_step(trainer: Trainer, loader: BatchLoader) -> StepRecord:
         present = {name: value.to(engine.device, non_blocking=True) for name, value in part.present.items()}
         seeds = mask_seeds(options.seed, part.epochs, part.example_ids).to(engine.device, non_blocking=True)
         whole = all(bool(value.all()) for value in part.present.values())
+        inputs = trainer.vary(inputs, part.epochs, part.example_ids)
         output = engine.forward(inputs=inputs, mask_seed=seeds, present=None if whole else present)
         scored = {name: output.scored_tokens[name] * (weight > 0) for name in trainer.modalities}
         loss = weighted_loss(output, weight, totals, options.loss.weights)

@@ -299,6 +299,31 @@ class MetricsOptions:
 
 
 @dataclass(frozen=True)
+class AugmentOptions:
+    """What varies between two sights of the same example; everything off by default."""
+
+    crop_min_area: float = 1.0  # smallest share of a picture that a random resized crop keeps; 1 = no crop
+    crop_aspect: float = 1.3333  # largest stretch of a crop, either way
+    flip: float = 0.0  # probability of a left-right flip
+    rand_layers: int = 0  # RandAugment: operations per example; 0 = off
+    rand_magnitude: float = 5.0  # RandAugment: strength, 0 to 10
+    audio_gain_decibel: float = 0.0  # largest change of loudness, either way
+    audio_shift: float = 0.0  # largest circular shift, as a share of the length
+    points_scale: float = 0.0  # largest relative change of size, either way
+    points_jitter: float = 0.0  # standard deviation added to coordinates, in their own units
+
+    def __post_init__(self) -> None:
+        between("augment.crop_min_area", self.crop_min_area, 0.05, 1)
+        between("augment.crop_aspect", self.crop_aspect, 1, 4)
+        between("augment.flip", self.flip, 0, 1)
+        at_least("augment.rand_layers", self.rand_layers, 0)
+        between("augment.rand_magnitude", self.rand_magnitude, 0, 10)
+        between("augment.audio_shift", self.audio_shift, 0, 0.5)
+        for name in ("audio_gain_decibel", "points_scale", "points_jitter"):
+            at_least(f"augment.{name}", getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
 class FigureOptions:
     """Pictures during training."""
 
@@ -323,6 +348,7 @@ class PretrainOptions:
     model: ModelOptions = field(default_factory=ModelOptions)
     mask: MaskOptions = field(default_factory=MaskOptions)
     loss: LossOptions = field(default_factory=LossOptions)
+    augment: AugmentOptions = field(default_factory=AugmentOptions)
     batch: BatchOptions = field(default_factory=BatchOptions)
     duration: DurationOptions = field(default_factory=lambda: DurationOptions(epochs=100))
     optim: OptimOptions = field(default_factory=OptimOptions)

@@ -12,7 +12,8 @@ from pipeline.storage import join, name_of, redact
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job
-from pipeline.train.build import with_absolute_places
+from pipeline.train.augment import warn_of_idle_options
+from pipeline.train.build import modalities_of, with_absolute_places
 from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.checks import check_options
 from pipeline.train.metrics import Report
@@ -74,6 +75,7 @@ def run_pretraining(
     if options.dry_run:
         print(describe(planned))
         return PretrainResult(planned.run_name, planned.run_folder, None, {}, None, 0, "planned")
+    warn_of_idle_options(options.augment, modalities_of(manifest))
     with run_lock(planned.run_folder):
         return _train_to_the_end(options, manifest, planned, report, parent_run_id)
 

@@ -32,17 +32,19 @@ def reported_metrics(options: TuneOptions, manifest: Manifest) -> list[str]:
 def judged_alike(options: TuneOptions, space: Space) -> TuneOptions:
     """The same search, in which candidates that are masked differently are validated under one mask, the command's.
 
+    Nothing is augmented there.
     What remains unlike is said: an easier task has a lower loss.
     """
-    unlike = [key for key in space.domains if key.partition(".")[0] in ("mask", "loss")]
-    masks = [key for key in unlike if key.startswith("mask.")]
-    if masks and options.validation.mask is None:
+    unlike = [key for key in space.domains if key.partition(".")[0] in ("mask", "loss", "augment")]
+    in_training_only = [key for key in unlike if not key.startswith("loss.")]
+    if any(key.startswith("mask.") for key in unlike) and options.validation.mask is None:
         options = replace(options, validation=replace(options.validation, mask=options.mask))
     metric = options.search.metric
     if metric.startswith("validation/"):
-        unlike = [key for key in unlike if key not in masks]
+        unlike = [key for key in unlike if key not in in_training_only]
     if unlike and metric.removeprefix("validation/").partition("/")[0] in ("loss", "psnr_db"):
-        way_out = "search.metric=validation/loss holds all to one mask" if masks else "compare them by hip evaluate"
+        judges_alike = "search.metric=validation/loss judges all alike"
+        way_out = judges_alike if in_training_only else "compare them by hip evaluate"
         what = f"candidates differ in {', '.join(unlike)}, which changes what search.metric={metric} measures"
         logger.warning("%s: an easier task has a lower loss; %s", what, way_out)
     return options

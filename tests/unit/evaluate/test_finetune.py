@@ -17,7 +17,6 @@ from safetensors.torch import load, load_file, save_file
 
 from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate import finetune_loop as module
-from pipeline.evaluate.augment import AugmentOptions
 from pipeline.evaluate.finetune import finetune
 from pipeline.evaluate.finetune_options import FinetuneOptions, HeadOptions, TrainerOptions
 from pipeline.evaluate.mixing import MixOptions
@@ -25,6 +24,7 @@ from pipeline.evaluate.options import IntervalOptions
 from pipeline.storage import exists, join, read_bytes
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import (
+    AugmentOptions,
     BatchOptions,
     CheckpointOptions,
     DurationOptions,

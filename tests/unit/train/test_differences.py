@@ -8,8 +8,8 @@ import pytest
 
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.train.differences import default_values, differences
-from pipeline.train.options import PretrainOptions
-from pipeline.train.resume import RUNNING, RunRecord, differing, options_to_dict
+from pipeline.train.options import AugmentOptions, PretrainOptions
+from pipeline.train.resume import RUNNING, RunRecord, config_hash, differing, options_to_dict
 from pipeline.tune.options import TuneOptions
 
 
@@ -56,3 +56,12 @@ def test_a_run_of_an_earlier_version_is_continued() -> None:
     now.options["ingest"]["window_blocks"] = 8
     (line,) = differing(RunRecord("first", RUNNING, options, "", "", ""), now)
     assert line == "ingest.window_blocks: 64 then, 8 now"
+
+
+def test_an_option_that_is_new_does_not_rename_the_runs_that_leave_it_alone() -> None:
+    """A run without a name is found again by the hash of its options."""
+    now = options_to_dict(PretrainOptions("shards", seed=3))
+    before = {key: value for key, value in now.items() if key != "augment"}
+    assert config_hash(before) == config_hash(now)
+    flipped = options_to_dict(PretrainOptions("shards", seed=3, augment=AugmentOptions(flip=0.5)))
+    assert len({config_hash(values) for values in (now, flipped, {**now, "seed": 4})}) == 3

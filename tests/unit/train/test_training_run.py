@@ -27,6 +27,7 @@ from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, list_checkpoints, read_state
 from pipeline.train.loop import Trainer
 from pipeline.train.options import (
+    AugmentOptions,
     BatchOptions,
     CheckpointOptions,
     DurationOptions,
@@ -319,6 +320,48 @@ def test_a_batch_that_does_not_fit_names_one_that_may(make_options: Make, tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
     assert json.loads((tmp_path / "runs" / "run" / "run.json").read_text())["status"] == "failed"
+
+
+AUGMENT = AugmentOptions(crop_min_area=0.3, flip=0.5, rand_layers=1, audio_shift=0.5, audio_gain_decibel=3)
+
+
+def test_augmentation_is_a_function_of_the_example_and_its_epoch(make_options: Make, tmp_path: Path) -> None:
+    """However a batch is cut, and wherever a run was stopped, examples are seen as they would have been."""
+    plain, whole, cut, resumed = Recorder(), Recorder(), Recorder(), Recorder()
+    run_pretraining(make_options(storage=str(tmp_path / "plain")), plain)
+    run_pretraining(make_options(storage=str(tmp_path / "whole"), augment=AUGMENT), whole)
+    assert all(whole.losses[step] != pytest.approx(plain.losses[step], rel=1e-4) for step in plain.losses)
+    batch = BatchOptions(8, 2)
+    run_pretraining(make_options(storage=str(tmp_path / "cut"), augment=AUGMENT, batch=batch), cut)
+    assert cut.losses == pytest.approx(whole.losses, rel=1e-5)
+    options = make_options(storage=str(tmp_path / "killed"), augment=AUGMENT)
+    with pytest.raises(KilledError):
+        run_pretraining(options, killed_at(6, Recorder()))
+    run_pretraining(options, resumed)
+    assert resumed.losses == {step: whole.losses[step] for step in resumed.losses}
+    assert min(resumed.losses) == 5
+
+
+def test_held_out_examples_are_not_augmented(make_options: Make) -> None:
+    def validated(name: str, augment: AugmentOptions) -> float:
+        return run_pretraining(
+            make_options(
+                run=RunOptions(name),
+                augment=augment,
+                optim=OptimOptions(learning_rate=0.0),
+                validation=ValidationOptions(every_steps=4, examples=4),
+                duration=DurationOptions(steps=2),
+            )
+        ).metrics["validation/loss"]
+
+    assert validated("augmented", AUGMENT) == validated("plain", AugmentOptions())
+
+
+def test_augmentation_of_what_is_not_there_is_told(make_options: Make, caplog: pytest.LogCaptureFixture) -> None:
+    run_pretraining(make_options(augment=AugmentOptions(points_jitter=0.1), duration=DurationOptions(steps=1)))
+    assert (
+        "augment.points_jitter=0.1 (it acts on points) does nothing here: the model reads image, audio" in caplog.text
+    )
 
 
 def test_a_modality_of_which_nothing_is_hidden_has_no_loss(make_options: Make) -> None:

@@ -57,8 +57,10 @@ def test_every_reported_metric_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("varied", "metric", "warned"),
     [
-        ("mask.ratio", "loss", "search.metric=validation/loss holds all to one mask"),
+        ("mask.ratio", "loss", "search.metric=validation/loss judges all alike"),
         ("mask.ratio", "validation/loss", ""),
+        ("augment.flip", "loss", "search.metric=validation/loss judges all alike"),
+        ("augment.flip", "validation/loss", ""),
         ("loss.on", "validation/loss/image", "candidates differ in loss.on"),
         ("optim.learning_rate", "loss", ""),
     ],
@@ -67,7 +69,12 @@ def test_candidates_are_judged_under_one_mask(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, varied: str, metric: str, warned: str
 ) -> None:
     shards = write_dataset(tmp_path / "shards")
-    values = {"mask.ratio": [0.5, 0.9], "loss.on": ["masked", "all"], "optim.learning_rate": [0.1, 0.2]}
+    values = {
+        "mask.ratio": [0.5, 0.9],
+        "loss.on": ["masked", "all"],
+        "augment.flip": [0.0, 0.5],
+        "optim.learning_rate": [0.1, 0.2],
+    }
     search = SearchOptions(metric=metric, options={varied: values[varied]})
     found = prepare(replace(options(shards, metric), search=search), Manifest.load(shards)).options
     assert found.validation.mask == (found.mask if varied == "mask.ratio" else None)

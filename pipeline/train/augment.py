@@ -5,9 +5,11 @@ Every draw is a function of (seed, epoch, example id), never of the batch an exa
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -16,32 +18,9 @@ from torch import Tensor
 from hip_model.modality import Modality
 from hip_model.ordering import inverse, token_order
 from pipeline.seeding import derive_seed
-from pipeline.train.options import at_least, between
+from pipeline.train.options import AugmentOptions
 
-
-@dataclass(frozen=True)
-class AugmentOptions:
-    """What varies between two sights of the same example; everything off by default."""
-
-    crop_min_area: float = 1.0  # smallest share of a picture that a random resized crop keeps; 1 = no crop
-    crop_aspect: float = 4 / 3  # largest stretch of a crop, either way
-    flip: float = 0.0  # probability of a left-right flip
-    rand_layers: int = 0  # RandAugment: operations per example; 0 = off
-    rand_magnitude: float = 5.0  # RandAugment: strength, 0 to 10
-    audio_gain_decibel: float = 0.0  # largest change of loudness, either way
-    audio_shift: float = 0.0  # largest circular shift, as a share of the length
-    points_scale: float = 0.0  # largest relative change of size, either way
-    points_jitter: float = 0.0  # standard deviation added to coordinates, in their own units
-
-    def __post_init__(self) -> None:
-        between("augment.crop_min_area", self.crop_min_area, 0.05, 1)
-        between("augment.crop_aspect", self.crop_aspect, 1, 4)
-        between("augment.flip", self.flip, 0, 1)
-        at_least("augment.rand_layers", self.rand_layers, 0)
-        between("augment.rand_magnitude", self.rand_magnitude, 0, 10)
-        between("augment.audio_shift", self.audio_shift, 0, 0.5)
-        for name in ("audio_gain_decibel", "points_scale", "points_jitter"):
-            at_least(f"augment.{name}", getattr(self, name), 0)
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,50 +37,65 @@ class _View:
 
 def augment(
     arrays: Mapping[str, Tensor],
+    epochs: Tensor,
+    example_ids: Tensor,
     modalities: Mapping[str, Modality],
     options: AugmentOptions,
     seed: int,
-    epochs: Tensor,
-    example_ids: Tensor,
 ) -> dict[str, Tensor]:
-    """Raw tokens [B, T, C] by modality to augmented float32 raw tokens of the same shape.
+    """Raw tokens [B, T, C] by modality to augmented ones of the same shape and type.
 
     Pictures (2 axes) and videos (3, all frames alike) are warped and recoloured, sounds (1 axis, mono or stereo)
-    shifted and scaled, points (1 axis, 3 channels) scaled and jittered; anything else passes.
+    shifted and scaled, points (1 axis, 3 channels) scaled and jittered; anything else passes, and so does what no
+    option is on for. ``epochs`` and ``example_ids`` are int64 [B] in host memory.
     """
+    kinds = {name: kind for name in arrays if (kind := _kind(modalities[name])) and _switched_on(options, kind)}
+    if not kinds:
+        return dict(arrays)
     pairs = zip(epochs.tolist(), example_ids.tolist(), strict=True)
     views = [_draw(options, derive_seed(seed, "augment", epoch, example)) for epoch, example in pairs]
-    found = {}
-    for name, values in arrays.items():
-        modality = modalities[name]
-        values = values.float()
-        kind = _kind(modality)
+    found = dict(arrays)
+    for name, kind in kinds.items():
+        values = arrays[name].float()
         if kind == "pictures":
-            values = _on_grid(values, modality, lambda grid: _warp_and_colour(grid, views))
+            values = _on_grid(values, modalities[name], lambda grid: _warp_and_colour(grid, views))
         elif kind == "points":
             values = _vary_points(values, views, options)
-        elif kind == "sound":
-            values = _vary_sound(values, views, options)
-        found[name] = values
+        else:
+            values = _vary_sound(values, views)
+        found[name] = _as_stored(values, arrays[name].dtype)
     return found
 
 
-def idle_options(options: AugmentOptions, modalities: Iterable[Modality]) -> list[str]:
-    """What is switched on for a kind of signal that is not among ``modalities``, each as a sentence's subject."""
-    kinds, off = {_kind(modality) for modality in modalities}, AugmentOptions()
-    return [
-        f"augment.{name}={getattr(options, name)} (it acts on {kind})"
-        for kind, names in _OPTIONS_OF.items()
-        for name in names
-        if kind not in kinds and getattr(options, name) != getattr(off, name)
-    ]
+def _as_stored(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounded, and held in the range of the type, where it is one of integers."""
+    if dtype.is_floating_point:
+        return values.to(dtype)
+    limits = torch.iinfo(dtype)
+    return values.round_().clamp_(limits.min, limits.max).to(dtype)
 
 
+def warn_of_idle_options(options: AugmentOptions, modalities: Sequence[Modality]) -> None:
+    """Say what is switched on for a kind of signal that is not among ``modalities``."""
+    kinds, names = {_kind(modality) for modality in modalities}, ", ".join(m.name for m in modalities)
+    for kind in _OPTIONS_OF:
+        for option in _switched_on(options, kind) if kind not in kinds else ():
+            value = getattr(options, option)
+            logger.warning(
+                "augment.%s=%s (it acts on %s) does nothing here: the model reads %s", option, value, kind, names
+            )
+
+
+_OFF = AugmentOptions()
 _OPTIONS_OF = {
     "pictures": ("crop_min_area", "flip", "rand_layers"),
     "sound": ("audio_gain_decibel", "audio_shift"),
     "points": ("points_scale", "points_jitter"),
 }
+
+
+def _switched_on(options: AugmentOptions, kind: str) -> list[str]:
+    return [name for name in _OPTIONS_OF[kind] if getattr(options, name) != getattr(_OFF, name)]
 
 
 def _kind(modality: Modality) -> str | None:
@@ -180,19 +174,28 @@ def _blend(values: Tensor, base: Tensor, amount: float) -> Tensor:
 def _on_grid(values: Tensor, modality: Modality, change: Callable[[Tensor], Tensor]) -> Tensor:
     """Apply ``change`` to [B, frames, C, H, W] and give tokens [B, T, C] back in their own order."""
     assert modality.shape is not None
-    order = token_order(modality.token_order, modality.shape)
-    raster = values[:, torch.from_numpy(inverse(order)).to(values.device)]
+    to_raster, to_order = _reordering(modality.token_order, modality.shape, values.device)
+    raster = values if to_raster is None else values[:, to_raster]
     frames, height, width = (1, *modality.shape)[-3:]
     grid = raster.reshape(len(values), frames, height, width, -1).permute(0, 1, 4, 2, 3)
     tokens = change(grid).permute(0, 1, 3, 4, 2).reshape(len(values), modality.num_tokens, -1)
-    return tokens[:, torch.from_numpy(order.copy()).to(values.device)]
+    return tokens if to_order is None else tokens[:, to_order]
+
+
+@lru_cache(maxsize=16)
+def _reordering(name: str, shape: tuple[int, ...], device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Token of each cell and cell of each token, on the device once and for all; none where they are the same."""
+    order = token_order(name, shape)
+    if (order[:-1] < order[1:]).all():
+        return None, None
+    return torch.from_numpy(inverse(order)).to(device), torch.from_numpy(order.copy()).to(device)
 
 
 def _warp_and_colour(grid: Tensor, views: list[_View]) -> Tensor:
     batch, frames, channels, height, width = grid.shape
-    affine = torch.from_numpy(np.stack([view.affine for view in views])).to(grid)
-    identity = torch.eye(2, 3, device=grid.device, dtype=grid.dtype)
-    if bool((affine - identity).abs().max() > 1e-9):
+    maps = np.stack([view.affine for view in views])
+    if np.abs(maps - np.eye(2, 3)).max() > 1e-9:
+        affine = torch.from_numpy(maps).to(grid)
         where = torch.nn.functional.affine_grid(affine, [batch, 1, height, width], align_corners=False)
         where = where.repeat_interleave(frames, dim=0)
         flat = grid.reshape(batch * frames, channels, height, width)
@@ -207,9 +210,7 @@ def _warp_and_colour(grid: Tensor, views: list[_View]) -> Tensor:
     return torch.stack(coloured)
 
 
-def _vary_sound(values: Tensor, views: list[_View], options: AugmentOptions) -> Tensor:
-    if options.audio_shift == 0 and options.audio_gain_decibel == 0:
-        return values
+def _vary_sound(values: Tensor, views: list[_View]) -> Tensor:
     length = values.shape[1]
     return torch.stack(
         [torch.roll(row, round(view.shift * length), 0) * view.gain for row, view in zip(values, views, strict=True)]
