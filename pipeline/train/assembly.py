@@ -28,7 +28,7 @@ from pipeline.train.build import (
     flops_per_example,
     is_complete_data,
 )
-from pipeline.train.checkpoint import CheckpointWriter, NamedStates, latest_checkpoint, read_state
+from pipeline.train.checkpoint import CheckpointWriter, NamedStates, latest_checkpoint, read_state, same_everywhere
 from pipeline.train.checkpoint_hook import Checkpoints
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.engine import Engine, TorchEngine
@@ -58,6 +58,11 @@ class Job:
     record: RunRecord
     report: Report | None = None  # a search's, called on rank 0 at metric intervals
     mailbox: Any = None  # where workers leave what the driver shows; none: they are in its process
+
+    @property
+    def collective_timeout_seconds(self) -> float:
+        """How long workers wait for each other."""
+        return self.options.engine.collective_timeout_seconds
 
 
 def build_trainer(
@@ -177,10 +182,7 @@ def build_hooks(
 
 def restore(trainer: Trainer, run_folder: str) -> None:
     """Take up the newest complete checkpoint, the same one on every worker."""
-    found = [latest_checkpoint(run_folder) if trainer.rank == 0 else None]
-    if trainer.workers > 1:
-        distributed.broadcast_object_list(found, src=0)
-    folder = found[0]
+    folder = same_everywhere(latest_checkpoint(run_folder) if trainer.rank == 0 else None, trainer.workers)
     if folder is None:
         return
     saved = read_state(folder)

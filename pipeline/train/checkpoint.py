@@ -181,7 +181,7 @@ class CheckpointWriter:
         began = time.perf_counter()
         if self.workers > 1 and self._group is None:
             self._group = distributed.new_group(backend="gloo", timeout=timedelta(hours=2))
-        token = _same_everywhere(uuid.uuid4().hex[:8], self.workers) or ""
+        token = same_everywhere(uuid.uuid4().hex[:8], self.workers) or ""
         average = self.average() if self.rank == 0 else None
         mine, weights = self._collect(engine)
         snapshot = _Snapshot(
@@ -224,7 +224,7 @@ class CheckpointWriter:
             trouble = problems[0] if problems else publish(snapshot.staging, snapshot.target, self.workers)
             if not trouble:
                 self._prune_or_say_why_not()
-        trouble = _same_everywhere(trouble, self.workers, self._group)
+        trouble = same_everywhere(trouble, self.workers, self._group)
         if self.rank == 0 and snapshot.staging is not None:
             shutil.rmtree(snapshot.staging, ignore_errors=True)
         self._trouble = trouble
@@ -292,7 +292,8 @@ class CheckpointWriter:
         return values
 
 
-def _same_everywhere(value: str | None, workers: int, group: Any = None) -> str | None:
+def same_everywhere(value: str | None, workers: int, group: Any = None) -> str | None:
+    """What rank 0 says."""
     if workers == 1:
         return value
     values = [value]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pipeline.errors import UserError
-from pipeline.train.options import PretrainOptions
+from pipeline.train.options import BatchOptions, PretrainOptions, ScaleOptions
 
 
 def accumulation_steps(global_size: int, per_worker_size: int | None, workers: int) -> int:
@@ -18,14 +18,18 @@ def check_options(options: PretrainOptions) -> None:
     Raises:
         UserError: naming both sides, and what to set instead.
     """
-    _check_batch(options)
+    check_batch(options.batch, options.scale)
     _check_engine(options)
     _check_devices(options)
     _check_cuda_graphs(options)
 
 
-def _check_batch(options: PretrainOptions) -> None:
-    batch, scale = options.batch, options.scale
+def check_batch(batch: BatchOptions, scale: ScaleOptions) -> None:
+    """Refuse a batch that the workers cannot share.
+
+    Raises:
+        UserError: naming both sides, and the nearest size that fits.
+    """
     workers = max(1, scale.workers)
     if batch.global_size < workers:
         raise UserError(f"batch.global_size={batch.global_size} is less than scale.workers={workers}")
@@ -74,6 +78,15 @@ def _check_devices(options: PretrainOptions) -> None:
         raise UserError(
             "engine.precision=fp16 needs GPUs, but scale.gpus_per_worker=0; use engine.precision=bf16 or fp32 on CPU"
         )
+    check_whole_gpus(scale)
+
+
+def check_whole_gpus(scale: ScaleOptions) -> None:
+    """Refuse a part of a GPU.
+
+    Raises:
+        UserError: workers would share one.
+    """
     if 0 < scale.gpus_per_worker < 1:
         raise UserError(
             f"scale.gpus_per_worker={scale.gpus_per_worker}: workers cannot share a GPU; use whole ones, or 0 for CPU"
@@ -98,14 +111,14 @@ def _check_cuda_graphs(options: PretrainOptions) -> None:
             raise UserError(f"engine.cuda_graphs=true cannot record a step with {what}; leave engine.cuda_graphs=false")
 
 
-def check_cluster(options: PretrainOptions, resources: dict[str, float]) -> None:
+def check_cluster(scale: ScaleOptions, resources: dict[str, float]) -> None:
     """Refuse to wait for resources that the cluster does not have at all.
 
     Raises:
         UserError: more workers x CPUs or GPUs than there are.
     """
-    workers = options.scale.min_workers or options.scale.workers
-    for key, each in (("CPU", options.scale.cpus_per_worker), ("GPU", options.scale.gpus_per_worker)):
+    workers = scale.min_workers or scale.workers
+    for key, each in (("CPU", scale.cpus_per_worker), ("GPU", scale.gpus_per_worker)):
         there = resources.get(key, 0.0)
         if workers * each > there + 1e-6:
             raise UserError(

@@ -201,27 +201,28 @@ class Reader:
 class _MailHandler(logging.Handler):
     """Sends a worker's log records to the driver."""
 
-    def __init__(self, mailbox: Any, prefix: str, level: int) -> None:
+    def __init__(self, mailbox: Any, prefix: str, level: int, told: str) -> None:
         super().__init__(level)
         self._mailbox = mailbox
         self._prefix = prefix
+        self._told = told
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.WARNING and not record.name.startswith("pipeline.train"):
+        if record.levelno < logging.WARNING and not record.name.startswith(self._told):
             return  # the driver says the same of itself
         with suppress(Exception):  # a log line never ends a worker
             self._mailbox.put.remote(("log", record.name, record.levelno, self._prefix + record.getMessage()))
 
 
 @contextmanager
-def worker_news(mailbox: Any, rank: int) -> Iterator[Show]:
-    """In a worker: rank 0 tells all it logs, the others their warnings; yields where intervals go."""
+def worker_news(mailbox: Any, rank: int, told: str = "pipeline.train") -> Iterator[Show]:
+    """In a worker: rank 0 tells all that ``told`` and below log, the others warnings; yields where intervals go."""
     if mailbox is None:
         with Progress() as progress:
             yield progress.show
         return
     handler = _MailHandler(
-        mailbox, "" if rank == 0 else f"rank {rank}: ", logging.INFO if rank == 0 else logging.WARNING
+        mailbox, "" if rank == 0 else f"rank {rank}: ", logging.INFO if rank == 0 else logging.WARNING, told
     )
     ours = logging.getLogger("pipeline")
     ours.addHandler(handler)

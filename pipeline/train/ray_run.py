@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from pipeline.errors import InfrastructureError
 from pipeline.host_memory import environment_of_cpu_workers
 from pipeline.storage import join
 from pipeline.tracking.client import Tracker
-from pipeline.train.assembly import Job
 from pipeline.train.checks import check_cluster
 from pipeline.train.outcome import Outcome
 from pipeline.train.progress import Progress, Reader, open_mailbox
-from pipeline.train.resume import resume_hint
-from pipeline.train.worker import train_worker
+from pipeline.train.resume import RunRecord, resume_hint
 
 logger = logging.getLogger(__name__)
 
@@ -26,8 +25,35 @@ logger = logging.getLogger(__name__)
 _STARTS_TO_TRY = 60
 
 
-def run_with_ray(job: Job, tracker: Tracker) -> Outcome | None:
-    """Start the workers, show what they say, and return how they ended; none if they did not say.
+class Job(Protocol):
+    """What workers are told, a dataclass that travels to other machines."""
+
+    @property
+    def options(self) -> Any:
+        """A verb's, with ``scale``, ``ray`` and ``storage``."""
+
+    @property
+    def run_folder(self) -> str:
+        """Where checkpoints are."""
+
+    @property
+    def record(self) -> RunRecord:
+        """The run."""
+
+    @property
+    def mailbox(self) -> Any:
+        """Where workers leave their news."""
+
+    @property
+    def collective_timeout_seconds(self) -> float:
+        """How long workers wait for each other."""
+
+
+_AnyJob = TypeVar("_AnyJob", bound=Job)
+
+
+def run_with_ray(job: _AnyJob, tracker: Tracker, train: Callable[[_AnyJob], None]) -> Outcome | None:
+    """Start workers that ``train(job)``, show what they say, and return how they ended; none if they did not say.
 
     Raises:
         UserError: the cluster is too small.
@@ -40,11 +66,11 @@ def run_with_ray(job: Job, tracker: Tracker) -> Outcome | None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     with ray_session(job.options.ray):
-        check_cluster(job.options, ray.cluster_resources())
+        check_cluster(job.options.scale, ray.cluster_resources())
         failures: list[BaseException] = []
-        job = replace(job, mailbox=open_mailbox())
+        job = replace(job, mailbox=open_mailbox())  # type: ignore[type-var]
         with Progress() as progress, closing(Reader(job.mailbox, progress.show)) as news:
-            thread = threading.Thread(target=_fit, args=(job, failures), name="ray-train", daemon=True)
+            thread = threading.Thread(target=_fit, args=(job, train, failures), name="ray-train", daemon=True)
             thread.start()
             logger.info("starting %d worker(s) with Ray", job.options.scale.workers)
             if job.record.tracking_run_id is None:  # reaching the tracking server takes as long as starting workers
@@ -68,7 +94,7 @@ def _last_lines(error: BaseException) -> str:
     return " / ".join(lines[-3:])[-600:] or type(error).__name__
 
 
-def _fit(job: Job, failures: list[BaseException]) -> None:
+def _fit(job: _AnyJob, train: Callable[[_AnyJob], None], failures: list[BaseException]) -> None:
     """Run Ray's trainer to its end; in a thread, because it offers no way to end it in order."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -80,11 +106,11 @@ def _fit(job: Job, failures: list[BaseException]) -> None:
     workers: Any = scale.workers if scale.min_workers is None else (scale.min_workers, scale.workers)
     try:
         TorchTrainer(
-            train_worker,
+            train,  # type: ignore[arg-type]  # a job is no dictionary
             train_loop_config=job,
             torch_config=TorchConfig(
                 backend="nccl" if scale.gpus_per_worker else "gloo",
-                timeout_s=int(options.engine.collective_timeout_seconds),
+                timeout_s=int(job.collective_timeout_seconds),
             ),
             scaling_config=ScalingConfig(
                 num_workers=workers,

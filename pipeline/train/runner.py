@@ -34,7 +34,7 @@ from pipeline.train.resume import (
     run_name,
 )
 from pipeline.train.signals import remove_stop, stop_on_signals
-from pipeline.train.worker import run_in_process
+from pipeline.train.worker import run_in_process, train_worker
 
 logger = logging.getLogger(__name__)
 
@@ -171,7 +171,7 @@ def _run(job: Job, report: Report | None, tracker: Tracker) -> Outcome | None:
             # Known before a worker opens it: two openings of a key at once would make two runs.
             job.record.tracking_run_id = tracker.run_id or job.record.tracking_run_id
             return run_in_process(job, stop, report)
-        return run_with_ray(job, tracker)
+        return run_with_ray(job, tracker, train_worker)
 
 
 def _close(job: Job, outcome: Outcome, tracker: Tracker) -> PretrainResult:

@@ -140,8 +140,8 @@ def test_a_bad_value_is_refused_by_its_key(make: Any, message: str) -> None:
 def test_more_than_the_cluster_has_is_refused_before_waiting_for_it() -> None:
     options = replace(BASE, scale=ScaleOptions(workers=4, gpus_per_worker=1))
     with pytest.raises(UserError, match="4 GPUs, but the cluster has 2"):
-        check_cluster(options, {"CPU": 64, "GPU": 2})
-    check_cluster(options, {"CPU": 4, "GPU": 4})
+        check_cluster(options.scale, {"CPU": 64, "GPU": 2})
+    check_cluster(options.scale, {"CPU": 4, "GPU": 4})
 
 
 @pytest.mark.parametrize(
