@@ -62,7 +62,7 @@ def demand_of(name: str, options: Any, driver_cpus: float | None = None, driver_
 
 
 def _workers(name: str, options: Any) -> tuple[int, int, float, float, str]:
-    if name in ("pretrain", "tune"):
+    if name in ("pretrain", "tune", "finetune"):
         scale = options.scale
         smallest = scale.workers if scale.min_workers is None else scale.min_workers
         return scale.workers, smallest, scale.cpus_per_worker, scale.gpus_per_worker, scale.placement

@@ -40,7 +40,6 @@ SENT_VERBS = {
         ("shards", "storage"),
         ("init",),
         ("storage", "run.name"),
-        in_driver=True,
     ),
     "evaluate": SentVerb(
         "pipeline.evaluate.options:EvaluateOptions",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 from torch import Tensor
 
 from pipeline.errors import Interrupted, TrainingDiverged
@@ -26,12 +26,12 @@ from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.tracking.client import Tracker
 from pipeline.train.augment import augment
-from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
+from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint, same_everywhere
+from pipeline.train.checks import accumulation_steps
 from pipeline.train.engine import TorchEngine
-from pipeline.train.loop import micro_batches, seed_generators
+from pipeline.train.loop import StopFlag, micro_batches, seed_generators
 from pipeline.train.progress import duration
 from pipeline.train.schedule import learning_rate_scale
-from pipeline.train.signals import remove_stop, stop_on_signals
 from pipeline.train.state import TrainerState
 
 logger = logging.getLogger(__name__)
@@ -53,34 +53,48 @@ class FinetuneRun:
     total_steps: int
     writer: CheckpointWriter
     tracker: Tracker
+    rank: int = 0
+    workers: int = 1
     bad_steps: int = 0  # in a row, without a finite gradient
     began: tuple[int, float] = (0, 0.0)  # step and time at which this process took over
 
 
-def train_to_end(run: FinetuneRun) -> list[float]:
-    """Run to the last step and save; returns the losses of this process's steps.
+def train_to_end(run: FinetuneRun, stop: StopFlag) -> list[float]:
+    """Run to the last step and save; returns the losses of the steps that were made. Called by all workers together.
 
     Raises:
         TrainingDiverged: several steps in a row without a finite gradient.
-        Interrupted: SIGINT or SIGTERM; the step was finished and its state saved.
+        Interrupted: ``stop`` is set; the step was finished and its state saved.
     """
-    options, folder, losses, stop = run.options, run.writer.run_folder, [], threading.Event()
+    options, folder, losses = run.options, run.writer.run_folder, []
     run.classifier.train(options.mode != "probe")
     start = run.state.examples_consumed
     run.began = (run.state.step, time.monotonic())
-    loader = BatchLoader(run.data.reader, run.data.order, options.batch.global_size, start_examples=start)
-    with loader, stop_on_signals(folder, stop):
+    loader = BatchLoader(
+        run.data.reader, run.data.order, options.batch.global_size, run.rank, run.workers, start_examples=start
+    )
+    with loader:
         while run.state.step < run.total_steps:
-            loss, applied = _step(run, next(loader))
+            share, applied = _step(run, next(loader))
+            loss = _over_workers(run, share)
             losses.append(loss)
             run.bad_steps = 0 if applied else run.bad_steps + 1
             _refuse_divergence(run)
             after_step(run, loss)
-            if stop.is_set():
+            if _over_workers(run, stop.is_set()):
                 _stop(run)
-    if latest_checkpoint(folder) is None or run.state.step % options.checkpoint.every_steps:
+    if run.state.step % options.checkpoint.every_steps or not same_everywhere(latest_checkpoint(folder), run.workers):
         save(run)
     return losses
+
+
+def _over_workers(run: FinetuneRun, value: float) -> float:
+    """The sum of what each worker has."""
+    if run.workers == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=run.engine.device)
+    distributed.all_reduce(total)
+    return float(total)
 
 
 def _refuse_divergence(run: FinetuneRun) -> None:
@@ -93,23 +107,23 @@ def _refuse_divergence(run: FinetuneRun) -> None:
 
 def _stop(run: FinetuneRun) -> None:
     save(run)
-    remove_stop(run.writer.run_folder)
     raise Interrupted(f"stopped at step {run.state.step} of {run.total_steps}, state saved; the same command continues")
 
 
 def _step(run: FinetuneRun, batch: LoadedBatch) -> tuple[float, bool]:
-    """One optimizer step over a global batch; the loss is its mean."""
+    """One optimizer step over this worker's part of a global batch; what that adds to the batch's mean loss."""
     options, engine = run.options, run.engine
-    seed_generators(derive_seed(options.seed, "step", run.state.step), engine.device)  # dropout and latent subsets
+    others = (run.rank,) if run.rank else ()  # dropout and latent subsets: rank 0 draws as a process alone does
+    seed_generators(derive_seed(options.seed, "step", run.state.step, *others), engine.device)
     total = 0.0
-    parts = -(-options.batch.global_size // (options.batch.per_worker_size or options.batch.global_size))
+    parts = accumulation_steps(options.batch.global_size, options.batch.per_worker_size, run.workers)
     for part, weight, last in micro_batches(batch, parts, options.batch.global_size):
         inputs, targets = _prepare(run, part)
         selection = _selection(run, part)
         scores = engine.forward(inputs=inputs, selection=selection)
         loss = run.classifier.loss(scores, targets) * weight
         engine.backward(loss, last)
-        total += float(loss.detach())
+        total += float(loss.detach())  # a part of weight 0 adds nothing
     scale = learning_rate_scale(options.schedule, run.state.step, run.total_steps)
     result = engine.step(options.optim.peak_learning_rate(options.batch.global_size) * scale)
     run.state.step += 1
@@ -191,3 +205,6 @@ def measure_scale(run: FinetuneRun) -> None:
     mean, std = feature_scale(np.concatenate(features))
     run.classifier.mean.copy_(torch.from_numpy(mean))
     run.classifier.std.copy_(torch.from_numpy(std))
+    if run.workers > 1:  # other processors round otherwise
+        for measured in (run.classifier.mean, run.classifier.std):
+            distributed.broadcast(measured, src=0)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from pipeline.errors import UserError
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions, LimitOptions
+from pipeline.ray_session import RayOptions
 from pipeline.tracking.options import TrackingOptions
+from pipeline.train.checks import check_batch, check_whole_gpus
 from pipeline.train.options import (
     AugmentOptions,
     BatchOptions,
@@ -16,6 +18,7 @@ from pipeline.train.options import (
     ModelOptions,
     OptimOptions,
     RunOptions,
+    ScaleOptions,
     ScheduleOptions,
     at_least,
     between,
@@ -47,8 +50,8 @@ class TrainerOptions:
 
     precision: str = "fp32"  # fp32 | bf16 (autocast)
     gradient_clip: float | None = 1.0  # largest global gradient norm; none = off
-    device: str = "auto"  # auto | cpu | cuda
-    threads: int = 0  # torch threads; 0: leave as it is
+    device: str = "auto"  # auto | cpu | cuda; in this process (scale.workers=0)
+    threads: int = 0  # torch threads; 0: leave as it is; in this process
 
     def __post_init__(self) -> None:
         one_of("trainer.precision", self.precision, ("fp32", "bf16"))
@@ -82,6 +85,8 @@ class FinetuneOptions:
     optim: OptimOptions = field(default_factory=OptimOptions)
     schedule: ScheduleOptions = field(default_factory=ScheduleOptions)
     trainer: TrainerOptions = field(default_factory=TrainerOptions)
+    scale: ScaleOptions = field(default_factory=lambda: ScaleOptions(workers=0, max_failures=0))  # 0: this process
+    ray: RayOptions = field(default_factory=RayOptions)
     checkpoint: CheckpointOptions = field(default_factory=CheckpointOptions)
     interval: IntervalOptions = field(default_factory=IntervalOptions)
     limit: LimitOptions = field(default_factory=LimitOptions)
@@ -101,5 +106,8 @@ class FinetuneOptions:
             raise UserError("mode=layerwise needs optim.layer_decay below 1, such as optim.layer_decay=0.75")
         if self.mode != "layerwise" and self.optim.layer_decay < 1:
             raise UserError(f"optim.layer_decay={self.optim.layer_decay} only acts with mode=layerwise")
+        check_whole_gpus(self.scale)
+        if self.scale.workers:
+            check_batch(self.batch, self.scale)
         if self.mode == "probe" and self.init is None:
             raise UserError("mode=probe trains the head alone, so it needs init=<run, folder or registered model>")

@@ -16,7 +16,7 @@ from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.head import load_head
 from pipeline.evaluate.transfer import Start
 from pipeline.shards.manifest import Manifest
-from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state
+from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state, same_everywhere
 from pipeline.train.differences import differences, flatten
 from pipeline.train.plan import code_version
 from pipeline.train.resume import RunRecord, without_keys
@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 # What may differ between a run and its continuation: where, how fast and how long, not what.
 _FREE = (
     "resume", "shards", "storage", "tracking", "trainer.device", "trainer.threads", "checkpoint", "interval",
-    "metrics_every_steps", "run", "duration",
+    "metrics_every_steps", "run", "duration", "scale", "ray",
 )  # fmt: skip
 
 
@@ -51,11 +51,13 @@ def record_of(options: FinetuneOptions, start: Start, manifest: Manifest, name: 
     """The fresh content of ``run.json``."""
     values = json.loads(json.dumps(asdict(options), default=str))
     digest = _digest(json.dumps(defining(options, start), sort_keys=True))[:16]
-    return RunRecord(name, "running", values, digest, manifest.fingerprint, code_version())
+    before = RunRecord.read(storage.join(options.storage, name))
+    attempts = 1 if before is None else before.attempts + 1
+    return RunRecord(name, "running", values, digest, manifest.fingerprint, code_version(), attempts=attempts)
 
 
-def previous_checkpoint(options: FinetuneOptions, start: Start, folder: str, manifest: Manifest) -> str | None:
-    """The checkpoint to continue, after holding its options and data against the present ones (promise 4).
+def check_previous(options: FinetuneOptions, start: Start, folder: str, manifest: Manifest) -> None:
+    """Hold the options and data of the run that is there, if one is, against the present ones (promise 4).
 
     Raises:
         UserError: ``resume`` forbids what is there, or it is another run; the message lists every difference.
@@ -65,7 +67,7 @@ def previous_checkpoint(options: FinetuneOptions, start: Start, folder: str, man
     if found is None:
         if options.resume == "must":
             raise UserError(f"resume=must, but {shown} has no checkpoint; use resume=auto to start the run")
-        return None
+        return
     if options.resume == "never":
         raise UserError(f"resume=never, but {shown} has a run; choose another run.name, or resume=auto to continue it")
     state, now = read_state(found), defining(options, start)
@@ -77,11 +79,12 @@ def previous_checkpoint(options: FinetuneOptions, start: Start, folder: str, man
             f"run {shown} was started differently:\n  " + "\n  ".join(lines) + "\n"
             "give the same values to continue it, or another run.name or storage to start a new one"
         )
-    return found
 
 
-def load_position(run: FinetuneRun, checkpoint: str | None) -> None:
-    """Continue from a checkpoint, or measure the features' scale before the first step."""
+def load_position(run: FinetuneRun) -> None:
+    """Continue from the newest checkpoint, or measure the features' scale before the first step."""
+    newest = latest_checkpoint(run.writer.run_folder) if run.rank == 0 else None
+    checkpoint = same_everywhere(newest, run.workers)
     if checkpoint is None:
         measure_scale(run)
         return

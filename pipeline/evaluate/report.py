@@ -94,6 +94,23 @@ def write_report(
     return report
 
 
+def read_report(folder: str) -> EvaluationReport | None:
+    """What ``write_report`` wrote there; none where nothing is."""
+    place = storage.join(folder, "report.json")
+    if not storage.exists(place):
+        return None
+    content = json.loads(storage.read_bytes(place))
+    return EvaluationReport(
+        task=content["task"],
+        metrics={name: Estimate(**values) for name, values in content["metrics"].items()},
+        figures=content["figures"],
+        html_path=storage.join(folder, "report.html"),
+        json_path=place,
+        folder=folder,
+        export=content["export"],
+    )
+
+
 def render_html(title: str, subject: Mapping[str, Any], findings: Findings) -> str:
     """The whole page; every string that came from data is escaped, pictures are inline."""
     parts = [

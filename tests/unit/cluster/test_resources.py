@@ -23,6 +23,8 @@ def test_demands_follow_the_verbs_settings() -> None:
     finetune = verb_options("finetune", ["shards=/a", "storage=/b", "init=null", "trainer.device=cuda"])
     assert demand_of("finetune", finetune).driver_gpus == 1
     assert demand_of("finetune", finetune, driver_gpus=0).driver_gpus == 0
+    shared = verb_options("finetune", ["shards=/a", "storage=/b", "init=null", "scale=node", "trainer.device=cuda"])
+    assert demand_of("finetune", shared) == Demand(8, 8, 8.0, 1.0, "STRICT_PACK")
     preprocess = verb_options("preprocess", ["source=/a", "shards=/b", "scale.workers=40"])
     assert demand_of("preprocess", preprocess) == Demand(40, 1, 1.0, 0.0, "SPREAD")
     embed = ["shards=/a", "storage=/b", "model=m", "embed.engine=ray", "embed.workers=4", "embed.gpus_per_worker=1"]
