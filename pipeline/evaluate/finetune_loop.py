@@ -30,6 +30,7 @@ from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint, same_
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.engine import TorchEngine
 from pipeline.train.loop import StopFlag, micro_batches, seed_generators
+from pipeline.train.memory import explain_out_of_memory, is_out_of_memory
 from pipeline.train.progress import duration
 from pipeline.train.schedule import learning_rate_scale
 from pipeline.train.state import TrainerState
@@ -64,6 +65,7 @@ def train_to_end(run: FinetuneRun, stop: StopFlag) -> list[float]:
 
     Raises:
         TrainingDiverged: several steps in a row without a finite gradient.
+        OutOfMemory: a worker's part of the batch is too large for it.
         Interrupted: ``stop`` is set; the step was finished and its state saved.
     """
     options, folder, losses = run.options, run.writer.run_folder, []
@@ -75,7 +77,7 @@ def train_to_end(run: FinetuneRun, stop: StopFlag) -> list[float]:
     )
     with loader:
         while run.state.step < run.total_steps:
-            share, applied = _step(run, next(loader))
+            share, applied = _step_that_fits(run, next(loader))
             loss = _over_workers(run, share)
             losses.append(loss)
             run.bad_steps = 0 if applied else run.bad_steps + 1
@@ -86,6 +88,21 @@ def train_to_end(run: FinetuneRun, stop: StopFlag) -> list[float]:
     if run.state.step % options.checkpoint.every_steps or not same_everywhere(latest_checkpoint(folder), run.workers):
         save(run)
     return losses
+
+
+def _step_that_fits(run: FinetuneRun, batch: LoadedBatch) -> tuple[float, bool]:
+    """A step.
+
+    Raises:
+        OutOfMemory: a worker's part of the batch is too large for it.
+    """
+    try:
+        return _step(run, batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        what = f"init={run.options.init}" if run.options.init else f"model.name={run.options.model.name}"
+        raise explain_out_of_memory(error, run.options.batch, run.workers, what, []) from error
 
 
 def _over_workers(run: FinetuneRun, value: float) -> float:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from pipeline.errors import UserError
-from pipeline.train.options import PretrainOptions
+from pipeline.train.options import BatchOptions
 
 
 class OutOfMemory(UserError, MemoryError):
@@ -17,14 +19,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError | torch.cuda.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
-def explain_out_of_memory(error: BaseException, options: PretrainOptions, workers: int) -> OutOfMemory:
-    """What did not fit, and the two ways to make it smaller without changing what is learned."""
-    size = options.batch.per_worker_size or -(-options.batch.global_size // max(1, workers))
+def explain_out_of_memory(
+    error: BaseException, batch: BatchOptions, workers: int, what: str, other_ways: Sequence[str]
+) -> OutOfMemory:
+    """What did not fit, and the ways to make it smaller without changing what is learned."""
+    size = batch.per_worker_size or -(-batch.global_size // max(1, workers))
     ways = [f"batch.per_worker_size={size // 2} (gradients are accumulated to the same global batch)"] * (size > 1)
-    if not options.engine.activation_checkpointing:
-        ways.append("engine.activation_checkpointing=true (slower)")
     said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return OutOfMemory(
-        f"{size} examples at once of model.name={options.model.name} do not fit into a worker's memory ({said}); set "
-        + (", or ".join(ways) or "a smaller model, such as model=hip_mini")
+        f"{size} examples at once of {what} do not fit into a worker's memory ({said}); set "
+        + (", or ".join([*ways, *other_ways]) or "a smaller model, such as model=hip_mini")
     )

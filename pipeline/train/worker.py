@@ -105,7 +105,10 @@ def _as_ours(error: Exception, options: PretrainOptions) -> HipError | None:
     if isinstance(error, ConfigError | InputError):
         return UserError(str(error))
     if is_out_of_memory(error):
-        return explain_out_of_memory(error, options, options.scale.workers)
+        recomputes = options.engine.activation_checkpointing
+        other_ways = [] if recomputes else ["engine.activation_checkpointing=true (slower)"]
+        what = f"model.name={options.model.name}"
+        return explain_out_of_memory(error, options.batch, options.scale.workers, what, other_ways)
     if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
         return InfrastructureError(f"{type(error).__name__}: {error}")
     return None

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import re
+import resource
 import shutil
 import signal
 import uuid
@@ -69,6 +70,18 @@ def test_full_finetuning_learns_and_leaves_a_model_with_head(settings):
     assert (status["status"], status["name"], status["step"]) == ("finished", "tuned", 20)
     assert result.report is not None
     assert Path(result.report.html_path).exists()
+
+
+def test_a_batch_that_does_not_fit_names_one_that_may(settings):
+    finetune(settings(run=RunOptions(name="first"), duration=DurationOptions(steps=1)))  # all is imported by now
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + 2**28, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"4096 examples at once .*batch\.per_worker_size=2048"):
+            finetune(settings(batch=BatchOptions(global_size=4096), head=HeadOptions(scale_examples=2)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
 
 
 def test_from_scratch_needs_no_model(settings):
