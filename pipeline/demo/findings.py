@@ -107,7 +107,7 @@ def _reconstruction_sentence(report: dict[str, Any]) -> str:
 def _probe_sentence(report: dict[str, Any]) -> str:
     top1, chance = report["metrics"]["top1"], report["metrics"]["chance_top1"]["value"]
     value = f"top-1 {top1['value']:.2f} [{top1['low']:.2f}, {top1['high']:.2f}]"
-    return f"linear probe: {value} on {top1['count']} held-out examples, chance {chance:.2f}"
+    return f"linear probe: {value} on {top1['count']} held-out files, chance {chance:.2f}"
 
 
 def _prediction_sentence(predictions: list[tuple[str, str, str]]) -> str:
