@@ -55,10 +55,9 @@ class StepRecord:
     ) -> None:
         """Count one micro-batch in. ``loss`` is weighted already, the others are means of ``scored[name]`` tokens."""
         self.loss = self.loss.to(loss.device) + loss.detach()
-        values = [
-            value.detach() for name in self.modalities for value in (per_modality_loss[name], errors_of(psnr[name]))
-        ]
+        values = [value.detach() for name in self.modalities for value in (per_modality_loss[name], psnr[name])]
         means = torch.stack(values).float().reshape(-1, 2)
+        means[:, 1] = errors_of(means[:, 1])
         counts = torch.stack([scored[name] for name in self.modalities]).float()[:, None]
         # A modality of which this micro-batch scores nothing gives no number; 0 * nan would spoil the sum.
         part = torch.cat([torch.where(counts > 0, means * counts, 0.0), counts], dim=1)

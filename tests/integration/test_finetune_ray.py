@@ -4,15 +4,12 @@ import json
 import logging
 import os
 import signal
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
+from disturbances import once_at_step, two_ray_workers
 from evaluation_data import write_model, write_small_dataset
 from safetensors.torch import load_file
 
@@ -21,7 +18,6 @@ from pipeline.evaluate.finetune import finetune
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.options import IntervalOptions
 from pipeline.tracking.options import TrackingOptions
-from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.options import (
     AugmentOptions,
     BatchOptions,
@@ -54,28 +50,6 @@ def make_options(folder: Path, name: str) -> FinetuneOptions:
     )
 
 
-def once_at_step(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a checkpoint of ``step`` or later is there."""
-
-    def wait() -> None:
-        for _ in range(4000):
-            newest = latest_checkpoint(str(run_folder))
-            if newest is not None and read_state(newest).step >= step:
-                act()
-                return
-            time.sleep(0.02)
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
-
-
-def kill_a_worker() -> None:
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert len(workers) == 2
-    workers[0].send_signal(signal.SIGKILL)
-
-
 def weights(checkpoint: str) -> dict[str, torch.Tensor]:
     return load_file(Path(checkpoint) / "model.safetensors") | load_file(Path(checkpoint) / "head.safetensors")
 
@@ -95,7 +69,7 @@ def test_two_workers_stopped_and_killed_learn_what_one_process_learns(
     assert record["status"] == "interrupted"
     assert 5 <= record["step"] < STEPS
 
-    killer = once_at_step(run_folder, record["step"] + 5, kill_a_worker)
+    killer = once_at_step(run_folder, record["step"] + 5, lambda: two_ray_workers()[0].send_signal(signal.SIGKILL))
     result = finetune(options)
     killer.join(1)
     assert not killer.is_alive()

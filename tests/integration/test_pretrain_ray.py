@@ -5,17 +5,14 @@ import logging
 import os
 import signal
 import sys
-import threading
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from disturbances import once_at_step, two_ray_workers
 from training_data import write_dataset
 from two_ranks import run_on_two_ranks
 
@@ -64,28 +61,11 @@ def make_options(folder: Path, name: str) -> PretrainOptions:
     )
 
 
-def once_at_step(run_folder: Path, step: int, act: Callable[[], None]) -> threading.Thread:
-    """Do something as soon as a checkpoint of ``step`` or later is there."""
-
-    def wait() -> None:
-        for _ in range(4000):
-            newest = latest_checkpoint(str(run_folder))
-            if newest is not None and read_state(newest).step >= step:
-                act()
-                return
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
-
-
 def kill_a_worker(environments: list[dict[str, str]]) -> None:
     """And note its environment."""
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(p.cmdline())]
-    assert len(workers) == 2
-    environments.append(workers[0].environ())
-    workers[0].send_signal(signal.SIGKILL)
+    worker = two_ray_workers()[0]
+    environments.append(worker.environ())
+    worker.send_signal(signal.SIGKILL)
 
 
 def test_a_stopped_and_a_killed_run_end_with_the_undisturbed_loss_curve(
