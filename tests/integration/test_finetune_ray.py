@@ -26,6 +26,7 @@ from pipeline.train.options import (
     OptimOptions,
     RunOptions,
     ScaleOptions,
+    ScheduleOptions,
 )
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_cluster")]
@@ -100,6 +101,25 @@ def assert_one_tracked_run(folder: Path, run_id: str | None, losses: list[float]
     assert "validation/top1" in runs[0].data.metrics
     curve = {point.step: point.value for point in client.get_metric_history(run_id, "train/loss")}
     assert curve == pytest.approx(dict(enumerate(losses, start=1)), rel=1e-4, abs=1e-6)
+
+
+def test_a_run_moves_between_one_process_and_two_workers(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", write_small_dataset(tmp_path / "shards"))
+
+    def until(name: str, steps: int, scale: ScaleOptions) -> dict[str, torch.Tensor]:
+        options = replace(make_options(tmp_path, name), duration=DurationOptions(steps=steps), scale=scale)
+        constant = ScheduleOptions(kind="constant", warmup_share=0.0)  # a longer run begins with the same steps
+        return weights(
+            finetune(replace(options, schedule=constant, tracking=TrackingOptions(enabled=False))).checkpoint
+        )
+
+    here = ScaleOptions(workers=0, max_failures=0)
+    expected = until("alone", 20, here)
+    until("moves", 7, here)
+    until("moves", 14, TWO)
+    for name, value in until("moves", 20, here).items():
+        if not name.endswith("key.bias"):
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_an_error_of_the_workers_is_told_and_no_other_try_is_made(tmp_path: Path) -> None:
