@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -30,8 +29,6 @@ from pipeline.train.checkpoint import latest_checkpoint
 from pipeline.train.ray_run import run_with_ray
 from pipeline.train.resume import FAILED, FINISHED, INTERRUPTED, RunRecord, run_lock
 from pipeline.train.signals import remove_stop, stop_on_signals
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,8 +32,6 @@ from pipeline.train.checkpoint import CheckpointWriter, latest_checkpoint
 from pipeline.train.engine import TorchEngine
 from pipeline.train.options import EngineOptions
 from pipeline.train.state import TrainerState
-
-logger = logging.getLogger(__name__)
 
 
 def assemble(

@@ -154,19 +154,13 @@ def _prepare(run: FinetuneRun, part: LoadedBatch) -> tuple[dict[str, Tensor], Te
     modalities = {modality.name: modality for modality in model.modalities}
     raw = {name: part.inputs[name].to(run.engine.device) for name in modalities}
     raw = augment(raw, part.epochs, part.example_ids, modalities, options.augment, options.seed)
-    inputs = {name: normalise_floats(run.start.normalisations[name], values) for name, values in raw.items()}
-    for name, values in inputs.items():  # blended with another example, what is absent is its mean, not black
-        values[~part.present[name].to(values.device)] = 0
+    inputs = {}
+    for name, values in raw.items():  # blended with another example, what is absent is its mean, not black
+        absent = ~part.present[name].to(values.device)[:, None, None]
+        inputs[name] = run.start.normalisations[name].normalise(values).masked_fill(absent, 0.0)
     classes = len(run.manifest.label_names)
     targets = soft_targets(part.labels, classes, run.data.task, options.head.label_smoothing).to(run.engine.device)
     return mix(inputs, targets, modalities, options.mix, options.seed, run.state.step)
-
-
-def normalise_floats(normalisation: Any, values: Tensor) -> Tensor:
-    """Standardise raw values of any type (``Normalisation`` takes floats as normalised)."""
-    mean = torch.tensor(normalisation.mean, device=values.device)
-    std = torch.tensor(normalisation.std, device=values.device)
-    return (values.float() - mean) / std
 
 
 def _selection(run: FinetuneRun, part: LoadedBatch) -> Any:
@@ -211,9 +205,9 @@ def measure_scale(run: FinetuneRun) -> None:
         batch = run.data.reader.read(rows[first : min(first + 32, count)])
         present = {name: torch.from_numpy(flags) for name, flags in batch.present.items()}
         inputs = {
-            modality.name: normalise_floats(
-                run.start.normalisations[modality.name], torch.from_numpy(batch.arrays[modality.name])
-            ).to(run.engine.device)
+            modality.name: run.start.normalisations[modality.name]
+            .normalise(torch.from_numpy(batch.arrays[modality.name]))
+            .to(run.engine.device)
             for modality in run.start.model.modalities
         }
         everything = all(bool(flags.all()) for flags in present.values())

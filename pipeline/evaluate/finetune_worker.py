@@ -10,8 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as distributed
 
-from hip_model import ConfigError, InputError
-from pipeline.errors import HipError, Interrupted, TrainingDiverged, UserError
+from pipeline.errors import HipError, Interrupted, TrainingDiverged
 from pipeline.evaluate.finetune_assembly import assemble, validate
 from pipeline.evaluate.finetune_data import LabelledSplit
 from pipeline.evaluate.finetune_loop import FinetuneRun, train_to_end
@@ -23,13 +22,14 @@ from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.build import prepare_device
 from pipeline.train.checkpoint import latest_checkpoint
-from pipeline.train.outcome import Outcome
+from pipeline.train.outcome import Outcome, known_error
 from pipeline.train.progress import tracked_run_id, worker_news
 from pipeline.train.resume import DIVERGED, FAILED, FINISHED, INTERRUPTED, RunRecord
 from pipeline.train.watchdog import StopFile
 
 logger = logging.getLogger(__name__)
 
+_COLLECTIVE_TIMEOUT_SECONDS = 1800.0
 _TOGETHER = {Interrupted: INTERRUPTED, TrainingDiverged: DIVERGED}  # raised by all workers at the same step
 
 
@@ -45,8 +45,8 @@ class FinetuneJob:
 
     @property
     def collective_timeout_seconds(self) -> float:
-        """How long workers wait for each other: rank 0 alone draws what it validates."""
-        return 1800.0
+        """How long workers wait for each other."""
+        return _COLLECTIVE_TIMEOUT_SECONDS
 
 
 def finetune_worker(job: FinetuneJob) -> None:
@@ -68,7 +68,7 @@ def finetune_worker(job: FinetuneJob) -> None:
         try:
             outcome = _train(job, device, stop, tracker)
         except Exception as error:
-            known = _as_ours(error)
+            known = known_error(error)
             if known is None:
                 raise  # a lost connection, a dying node: Ray tries again
             logger.exception("rank %d failed", rank)
@@ -105,15 +105,6 @@ def _outcome(job: FinetuneJob, status: str, error: HipError | None, run: Finetun
         examples_consumed=run.state.examples_consumed if run is not None else 0,
         checkpoint=latest_checkpoint(job.run_folder),
     )
-
-
-def _as_ours(error: Exception) -> HipError | None:
-    """The error to tell the user of; none for one that another try may mend."""
-    if isinstance(error, HipError):
-        return error
-    if isinstance(error, ConfigError | InputError):
-        return UserError(str(error))
-    return None
 
 
 def _tracker(job: FinetuneJob) -> Tracker:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.errors import UserError
+from pipeline.evaluate.areas import per_class_average_precision
 from pipeline.evaluate.embed import Embeddings
 from pipeline.evaluate.head import Head, feature_scale
 from pipeline.evaluate.options import ProbeOptions
@@ -126,8 +127,6 @@ def _choose_strength(
 def _score(scores: np.ndarray, targets: np.ndarray, multilabel: bool) -> float:
     if not multilabel:
         return float((scores.argmax(1) == targets.argmax(1)).mean())
-    from pipeline.evaluate.areas import per_class_average_precision
-
     found = per_class_average_precision(scores, targets)
     return float(np.nanmean(found)) if not np.isnan(found).all() else 0.0
 

@@ -7,6 +7,7 @@ import logging
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from hip_model import ConfigError, InputError
 from pipeline.errors import DataError, HipError, InfrastructureError, Interrupted, TrainingDiverged, UserError
 from pipeline.storage import exists, join, read_bytes, redact, write_atomic
 from pipeline.train.memory import OutOfMemory
@@ -60,6 +61,17 @@ class Outcome:
         """Raise what ended the run, if it was an error."""
         if self.error:
             raise _ERRORS.get(self.error, InfrastructureError)(self.message)
+
+
+def known_error(error: Exception) -> HipError | None:
+    """What a worker's error is to the user; none for one that another try may mend."""
+    if isinstance(error, HipError):
+        return error
+    if isinstance(error, ConfigError | InputError):
+        return UserError(str(error))
+    if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
+        return InfrastructureError(f"{type(error).__name__}: {error}")
+    return None
 
 
 def _ask(method: Any, *arguments: Any) -> Any:

@@ -13,8 +13,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as distributed
 
-from hip_model import ConfigError, InputError
-from pipeline.errors import HipError, InfrastructureError, Interrupted, TrainingDiverged, UserError
+from pipeline.errors import HipError, Interrupted, TrainingDiverged
 from pipeline.tracking.client import Tracker
 from pipeline.tracking.runs import open_run
 from pipeline.train.assembly import Job, build_trainer
@@ -23,7 +22,7 @@ from pipeline.train.loop import StopFlag, Trainer, train
 from pipeline.train.memory import explain_out_of_memory, is_out_of_memory
 from pipeline.train.metrics import Metrics, Report
 from pipeline.train.options import PretrainOptions
-from pipeline.train.outcome import Outcome
+from pipeline.train.outcome import Outcome, known_error
 from pipeline.train.precision import slow_bfloat16
 from pipeline.train.progress import tracked_run_id, worker_news
 from pipeline.train.resume import DIVERGED, FAILED, FINISHED, INTERRUPTED
@@ -100,18 +99,12 @@ def run_worker(job: Job, device: torch.device, stop: StopFlag, report: Report | 
 
 def _as_ours(error: Exception, options: PretrainOptions) -> HipError | None:
     """The error to tell the user of; none for one that another try may mend."""
-    if isinstance(error, HipError):
-        return error
-    if isinstance(error, ConfigError | InputError):
-        return UserError(str(error))
-    if is_out_of_memory(error):
-        recomputes = options.engine.activation_checkpointing
-        other_ways = [] if recomputes else ["engine.activation_checkpointing=true (slower)"]
-        what = f"model.name={options.model.name}"
-        return explain_out_of_memory(error, options.batch, options.scale.workers, what, other_ways)
-    if isinstance(error, ValueError | TypeError | KeyError | AttributeError):
-        return InfrastructureError(f"{type(error).__name__}: {error}")
-    return None
+    if isinstance(error, HipError) or not is_out_of_memory(error):
+        return known_error(error)
+    recomputes = options.engine.activation_checkpointing
+    other_ways = [] if recomputes else ["engine.activation_checkpointing=true (slower)"]
+    what = f"model.name={options.model.name}"
+    return explain_out_of_memory(error, options.batch, options.scale.workers, what, other_ways)
 
 
 def _outcome(trainer: Trainer, status: str, attempt: int, error: HipError | None = None) -> Outcome:
