@@ -9,6 +9,7 @@ Graphs for other runtimes are in hip_model.graphs.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import zlib
@@ -101,6 +102,15 @@ def load_metadata(folder: str | Path) -> dict[str, Any]:
     with local_folder(folder, (CONFIG_FILE,)) as local:
         metadata: dict[str, Any] = _read_card(local)["metadata"]
     return metadata
+
+
+def weights_digest(folder: str | Path) -> str:
+    """The first 16 hex digits of the sha256 of a local folder's weights, whatever its config."""
+    digest = hashlib.sha256()
+    with Path(folder, WEIGHTS_FILE).open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def _architecture_of(model: Any) -> str:

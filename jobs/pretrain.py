@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from jobs.cli import verb
 from pipeline.storage import redact
 from pipeline.train.options import PretrainOptions
@@ -9,7 +11,11 @@ from pipeline.train.runner import run_pretraining
 
 
 def run(options: PretrainOptions) -> None:
-    """Train, and say where the result is."""
+    """Resolve what to start from, train, and say where the result is."""
+    if options.init is not None:
+        from pipeline.registry.resolve import resolve_model
+
+        options = replace(options, init=str(resolve_model(options.init, options.storage, options.tracking, key="init")))
     result = run_pretraining(options)
     if options.dry_run:
         return

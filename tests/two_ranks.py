@@ -19,6 +19,7 @@ from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
 from pipeline.train.plan import plan
 from pipeline.train.runner import prepare_record
+from pipeline.train.warm_start import keep_init
 
 Losses = dict[int, float]
 
@@ -69,6 +70,8 @@ def prepare_job(options: PretrainOptions, distributed: Any) -> Job:
         record = prepare_record(options, manifest, run_folder)
         record.attempts += 1
         record.write(run_folder)
+        if options.init is not None:
+            keep_init(options.init, run_folder)
         told = [Job(options, run_folder, record)]
     distributed.broadcast_object_list(told, src=0)
     job = told[0]

@@ -32,7 +32,10 @@ SENT_VERBS = {
     ),
     "inspect": SentVerb("pipeline.shards.options:InspectOptions", ("shards",), in_driver=True),
     "pretrain": SentVerb(
-        "pipeline.train.options:PretrainOptions", ("shards", "storage"), identity=("storage", "run.name")
+        "pipeline.train.options:PretrainOptions",
+        ("shards", "storage"),
+        ("init",),
+        ("storage", "run.name"),
     ),
     "tune": SentVerb("pipeline.tune.options:TuneOptions", ("shards", "storage"), identity=("storage", "search.name")),
     "finetune": SentVerb(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 from collections.abc import Iterable, Mapping
@@ -18,7 +17,7 @@ from hip_model.export import from_pretrained, load_metadata
 from hip_model.normalisation import Normalisation, normalisations_from_card
 from hip_model.selection import EMPTY_SLOT, TokenSelection
 from pipeline.errors import UserError
-from pipeline.evaluate.data_fit import check_fit
+from pipeline.shards.data_fit import check_fit
 from pipeline.shards.manifest import Manifest
 
 WEIGHTS_FILE = "model.safetensors"
@@ -127,12 +126,3 @@ def check_model_fits(loaded: LoadedModel, manifest: Manifest, shards: str) -> No
     known = set(loaded.modality_names)
     specs = [spec for spec in loaded.metadata["data"]["modalities"] if spec["name"] in known]
     check_fit(specs, [spec.to_dict() for spec in manifest.modalities], shards)
-
-
-def weights_digest(folder: Path) -> str:
-    """The first 16 hex digits of the sha256 of the weights: part of the key of everything computed from them."""
-    digest = hashlib.sha256()
-    with (folder / WEIGHTS_FILE).open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()[:16]

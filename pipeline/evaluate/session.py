@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from hip_model.export import weights_digest
 from pipeline import storage
 from pipeline.errors import UserError, nearest
 from pipeline.evaluate.embed import Embeddings, EmbedRequest, embed
-from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model, weights_digest
+from pipeline.evaluate.loaded import LoadedModel, check_model_fits, load_model
 from pipeline.evaluate.options import EvaluateOptions
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest
 from pipeline.shards.reader import ShardReader

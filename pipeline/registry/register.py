@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hip_model.export import weights_digest
 from pipeline.errors import InfrastructureError, UserError
-from pipeline.evaluate.loaded import weights_digest
 from pipeline.registry.card import CardFacts, model_card
 from pipeline.registry.client import connect
 from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation, find_evaluations

@@ -43,6 +43,7 @@ from pipeline.train.profile import Profile
 from pipeline.train.resume import RunRecord
 from pipeline.train.state import TrainerState
 from pipeline.train.validation import Validation
+from pipeline.train.warm_start import start_from_kept
 from pipeline.train.watch_hook import Watch
 from pipeline.train.watchdog import Watchdog
 
@@ -74,7 +75,11 @@ def build_trainer(
     workers = distributed.get_world_size() if distributed.is_initialized() else 1
     data = TrainingData.open(options, rank, workers, pin_memory=device.type == "cuda")
     manifest = data.reader.manifest
-    autoencoder = build_autoencoder(options, manifest)
+    skeleton = build_skeleton(options, manifest).model
+    if options.init is None:
+        autoencoder, data_card = build_autoencoder(options, manifest), manifest.data_card()
+    else:
+        autoencoder, data_card = start_from_kept(options, manifest, skeleton, job.run_folder)
     accumulation = accumulation_steps(options.batch.global_size, options.batch.per_worker_size, workers)
     flops = flops_per_example(autoencoder.model, options)
     engine = build_engine(options, autoencoder, device, accumulation, workers)
@@ -83,7 +88,7 @@ def build_trainer(
     stack.callback(watchdog.stop)
     average = None if options.optim.ema_decay is None else Average(options.optim.ema_decay)
     metadata = {
-        "data": manifest.data_card(),
+        "data": data_card,
         "run_name": record.name,
         "code_version": record.code_version,
         "config_hash": record.config_hash,
@@ -93,7 +98,7 @@ def build_trainer(
     writer = CheckpointWriter(
         job.run_folder,
         options.checkpoint,
-        ModelExport(build_skeleton(options, manifest).model, autoencoder.model, metadata),
+        ModelExport(skeleton, autoencoder.model, metadata),
         lambda: average.average.weights if average is not None and average.average is not None else None,
         rank,
         workers,

@@ -53,8 +53,12 @@ def with_absolute_places(options: _Options) -> _Options:
     )
 
 
-def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAutoencoder:
+def build_autoencoder(
+    options: PretrainOptions, manifest: Manifest, normalisation: Mapping[str, Normalisation] | None = None
+) -> MaskedAutoencoder:
     """The model with its mask and loss, initialised from ``options.seed`` alone.
+
+    Without a ``normalisation`` inputs are normalised by the statistics of the dataset.
 
     Raises:
         UserError: an unknown name, or an option that does not fit the model or the data.
@@ -67,7 +71,8 @@ def build_autoencoder(options: PretrainOptions, manifest: Manifest) -> MaskedAut
             model: Any = build_model(options.model.name, modalities_of(manifest), **options.model.overrides)
             if options.validation.mask is not None:
                 mask_config(options.validation.mask).check(model.modalities)
-            return MaskedAutoencoder(model, mask_config(options.mask), loss_config(options), normalisation_of(manifest))
+            statistics = normalisation_of(manifest) if normalisation is None else normalisation
+            return MaskedAutoencoder(model, mask_config(options.mask), loss_config(options), statistics)
         except ConfigError as error:
             raise UserError(f"model={options.model.name} does not fit {options.shards}: {error}") from error
 

@@ -341,6 +341,8 @@ class PretrainOptions:
 
     shards: str  # dataset folder or URI
     storage: str = "hip-runs"  # where runs live
+    init: str | None = None  # model folder whose weights to start from (jobs resolve runs and registry names)
+    resize_positions: bool = False  # with init: interpolate its position tables when the data has another resolution
     resume: str = "auto"  # auto: continue a run of this name | never: refuse one | must: refuse to start one
     seed: int = 0
     dry_run: bool = False  # print the plan, start nothing
@@ -368,5 +370,7 @@ class PretrainOptions:
         one_of("resume", self.resume, ("auto", "never", "must"))
         if not self.shards:
             raise UserError("shards is empty; give the dataset folder, shards=/data/clips")
+        if self.resize_positions and self.init is None:
+            raise UserError("resize_positions=true needs init=<run, folder or registered model>")
         # Settled here, so that run.json, the tracked run and the plan name what is used.
         object.__setattr__(self, "engine", self.engine.settled(on_gpus=self.scale.gpus_per_worker > 0))

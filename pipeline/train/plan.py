@@ -14,11 +14,12 @@ from hip_model.autoencoder import MaskedAutoencoder
 from pipeline.errors import UserError
 from pipeline.ingest.options import IngestOptions
 from pipeline.shards.manifest import Manifest
-from pipeline.storage import absolute, is_local, join
+from pipeline.storage import absolute, is_local, join, redact
 from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config, trained_config
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import config_hash, options_to_dict, run_name
+from pipeline.train.warm_start import open_init
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Plan:
     activation_bytes_per_worker: int
     checkpoint_bytes: int
     engine: str
+    init: str | None  # where the weights come from that it starts from
     reading: str  # empty where the shards are on this machine
 
 
@@ -56,6 +58,8 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
     name = run_name(options, config_hash(options_to_dict(options)), manifest.fingerprint)
     storage = absolute(options.storage)
     autoencoder = build_skeleton(options, manifest)
+    if options.init is not None:
+        open_init(options, manifest, autoencoder.model, options.init)
     parameters = sum(p.numel() for p in autoencoder.parameters())
     workers = max(1, options.scale.workers)
     stage = options.engine.stage_for(workers)
@@ -81,6 +85,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         activation_bytes_per_worker=_activation_bytes(autoencoder.model, options, workers),
         checkpoint_bytes=parameters * 16,
         engine=f"{options.engine.kind}{zero} {options.engine.precision}{recomputes}",
+        init=options.init,
         reading="" if is_local(options.shards) else reading(options.ingest, manifest),
     )
 
@@ -131,6 +136,7 @@ def describe(planned: Plan) -> str:
     rows = [
         ("run", f"{planned.run_name} in {planned.run_folder}"),
         ("model", f"{planned.model_name}, {planned.parameters:,} parameters"),
+        *([("init", redact(planned.init))] if planned.init else []),
         ("data", f"{planned.num_examples:,} training examples, {epochs:.1f} epochs"),
         (
             "steps",

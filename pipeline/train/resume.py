@@ -17,6 +17,7 @@ from pipeline.storage import exists, join, read_bytes, redact, write_atomic
 from pipeline.train.checkpoint import latest_checkpoint
 from pipeline.train.differences import default_values, differences, flatten
 from pipeline.train.options import PretrainOptions
+from pipeline.train.warm_start import KEPT, described_init
 
 # What may change between the starts of one run without changing what it computes, but for summation order and length.
 MAY_CHANGE = (
@@ -68,8 +69,10 @@ class RunRecord:
 
 
 def options_to_dict(options: PretrainOptions) -> dict[str, Any]:
-    """The resolved options as plain JSON values, without credentials."""
+    """The resolved options as plain JSON values, without credentials; ``init`` by its content."""
     values: dict[str, Any] = json.loads(json.dumps(asdict(options), default=str))
+    if options.init is not None:
+        values["init"] = described_init(options.init)
     return without_credentials(values)
 
 
@@ -138,13 +141,19 @@ def open_record(options: PretrainOptions, run_folder: str, fresh: RunRecord) -> 
     if differences and checkpoint is not None:
         raise UserError(
             f"run {found.name} in {redact(run_folder)} was started differently:\n  " + "\n  ".join(differences) + "\n"
-            "give the same values to continue it, or another run.name or storage to start a new one"
+            f"give the same values{_same_init(found, run_folder)} to continue it, or another run.name or storage to "
+            "start a new one"
         )
     if checkpoint is None:  # it never got anywhere: nothing to keep but its identity
         fresh.key, fresh.tracking_run_id, fresh.attempts = found.key, found.tracking_run_id, found.attempts
         return fresh
     found.options, found.code_version = fresh.options, fresh.code_version
     return found
+
+
+def _same_init(found: RunRecord, run_folder: str) -> str:
+    """Where the weights that a run started from are for sure."""
+    return f" (init={redact(join(run_folder, KEPT))})" if found.options.get("init") is not None else ""
 
 
 def differing(found: RunRecord, fresh: RunRecord) -> list[str]:

@@ -34,6 +34,7 @@ from pipeline.train.resume import (
     run_name,
 )
 from pipeline.train.signals import remove_stop, stop_on_signals
+from pipeline.train.warm_start import keep_init
 from pipeline.train.worker import run_in_process, train_worker
 
 logger = logging.getLogger(__name__)
@@ -89,6 +90,8 @@ def _train_to_the_end(
     if done is not None:
         return done
     logger.info("%s", describe(planned))
+    if options.init is not None and latest_checkpoint(planned.run_folder) is None:
+        keep_init(options.init, planned.run_folder)
     tracker = _open_tracker(options, record, planned.run_folder, parent_run_id)
     record.status, record.attempts, record.message = RUNNING, record.attempts + 1, ""
     record.write(planned.run_folder)
@@ -150,6 +153,7 @@ def _open_tracker(options: PretrainOptions, record: RunRecord, run_folder: str, 
         "hip.config_hash": record.config_hash,
         "hip.fingerprint": record.fingerprint,
         "hip.run_folder": run_folder,
+        **({"hip.init": redact(options.init)} if options.init is not None else {}),
     }
     quiet = replace(options.tracking, system_metrics=False)  # of the workers, not of this process
     return open_run(

@@ -87,3 +87,8 @@ class TuneOptions(PretrainOptions):
     """``hip tune``: many short pretrainings of one search space. The keys of ``hip pretrain`` hold for every trial."""
 
     search: SearchOptions = field(default_factory=lambda: SearchOptions(dials={"depth": [1, 2, 3]}))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init is not None:
+            raise UserError(f"init={self.init}: the trials of a search start from scratch; leave init=null")

@@ -71,10 +71,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(folder: Path) -> dict[str, dict[int, float]]:
     """All two-worker runs of this module, in one pair of processes."""
+    trained = str(folder / "runs" / "torch" / "checkpoints" / f"step_{STEPS:08d}")
     several = {
         "torch": make_options(folder, "torch", "torch", 0),
         "zero0": make_options(folder, "zero0", stage=0),
         "zero1": make_options(folder, "zero1", stage=1),
+        "warm_torch": replace(make_options(folder, "warm_torch", "torch", 0), init=trained),
+        "warm_zero1": replace(make_options(folder, "warm_zero1", stage=1), init=trained),
         "again_a": make_options(folder, "again", stage=1, steps=4),
         "again_b": make_options(folder, "again", stage=1),
         # One run that changes its stage.
@@ -89,6 +92,7 @@ def runs(folder: Path) -> dict[str, dict[int, float]]:
             validation=ValidationOptions(every_steps=4, examples=5),
             figures=FigureOptions(every_steps=6, examples=2),
         ),
+        "warm_zero3": replace(make_options(folder, "warm_zero3", stage=3), init=trained),
         "again3_a": make_options(folder, "again3", stage=3, steps=4),
         "again3_b": make_options(folder, "again3", stage=3),
     }
@@ -100,6 +104,12 @@ def test_all_engines_follow_the_same_loss_curve(runs: dict[str, dict[int, float]
     assert runs["torch"][STEPS] < 0.95 * runs["torch"][1]
     for name in ("zero0", "zero1", "zero3"):
         assert runs[name] == pytest.approx(runs["torch"], rel=1e-6), name
+
+
+def test_all_engines_start_from_the_same_weights(runs: dict[str, dict[int, float]]) -> None:
+    assert runs["warm_torch"][1] < 0.97 * runs["torch"][1]
+    for name in ("warm_zero1", "warm_zero3"):
+        assert runs[name] == pytest.approx(runs["warm_torch"], rel=1e-6), name
 
 
 def losses_alone(options: PretrainOptions) -> dict[int, float]:

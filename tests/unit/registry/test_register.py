@@ -8,8 +8,8 @@ import yaml
 from mlflow.tracking import MlflowClient
 from registry_models import make_model
 
+from hip_model.export import weights_digest
 from pipeline.errors import InfrastructureError, UserError
-from pipeline.evaluate.loaded import weights_digest
 from pipeline.registry import register as register_module
 from pipeline.registry.evaluations import EVALUATIONS_TAG
 from pipeline.registry.options import RegisterOptions

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.evaluate.data_fit import check_fit, differences
+from pipeline.shards.data_fit import check_fit, differences
 from pipeline.shards.schema import ModalitySpec
 
 IMAGE = ModalitySpec("image", (8, 8), 3, "uint8", sampling={"height": 8, "fit": "crop"})
