@@ -151,7 +151,7 @@ def _score_multilabel(
     options = session.options
     targets = label_matrix(labels, len(label_names))
     clip_scores, clip_targets, clips = average_by_clip(scores, targets, sources)
-    metrics = multilabel_metrics(clip_scores, clip_targets, options.interval, options.seed)
+    metrics = multilabel_metrics(clip_scores, clip_targets, Units(clips), options.interval, options.seed)
     precision = per_class_average_precision(clip_scores, clip_targets)
     rows = [(name, int(clip_targets[:, i].sum()), float(precision[i])) for i, name in enumerate(label_names)]
     by_class = dict(zip(label_names, precision, strict=True))

@@ -70,16 +70,16 @@ def d_prime(area: FloatArray) -> FloatArray:
 
 
 def multilabel_metrics(
-    scores: FloatArray, targets: IntArray, options: IntervalOptions, seed: int
+    scores: FloatArray, targets: IntArray, clips: Units, options: IntervalOptions, seed: int
 ) -> dict[str, Estimate]:
     """AudioSet's three numbers over clips: mean average precision, mean ROC area and the d' of that area.
 
     Scores and targets [clips, classes]. At most 200 resamples. The interval of the average precision is centred: with
     10 positive clips a class, quantiles alone held the true value in 43 of 100 simulations, centred ones in 83.
     """
-    random, clips = np.random.default_rng(seed), len(scores)
-    draws = [random.integers(0, clips, clips) for _ in range(min(options.resamples, _AREA_RESAMPLES))]
-    times_drawn = np.stack([np.bincount(draw, minlength=clips) for draw in draws], axis=1).astype(np.int32)
+    random = np.random.default_rng(seed)
+    draws = [clips.draw(random) for _ in range(min(options.resamples, _AREA_RESAMPLES))]
+    times_drawn = np.stack([np.bincount(draw, minlength=len(scores)) for draw in draws], axis=1).astype(np.int32)
     precision, roc = (_mean_of_known(areas) for areas in resampled_areas(scores, targets, times_drawn))
     value = _mean_of_known(per_class_roc_area(scores, targets)[None])
     mean_precision = _mean_of_known(per_class_average_precision(scores, targets)[None])
@@ -90,7 +90,7 @@ def multilabel_metrics(
         "roc_area": (value, roc),
         "d_prime": (d_prime(value), d_prime(roc)),
     }
-    return {name: percentile_interval(float(v[0]), drawn, clips, options) for name, (v, drawn) in found.items()}
+    return {n: percentile_interval(float(value[0]), drawn, clips, options, seed) for n, (value, drawn) in found.items()}
 
 
 def _mean_of_known(values: FloatArray) -> FloatArray:

@@ -11,7 +11,10 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.evaluate.figures import Picture
-from pipeline.evaluate.resampling import Estimate
+from pipeline.evaluate.resampling import Estimate, resamples_to_bytes
+
+RESAMPLES = "resamples.npz"
+"""Every metric on each resample, beside the report: two models scored on the same files are compared by them."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ink: #1f2933; --soft: #616e7c; --line: #d9dee4; --page: #fff; --accent: #2a6f97; }
@@ -72,7 +75,7 @@ class EvaluationReport:
 def write_report(
     folder: str, task: str, subject: Mapping[str, Any], findings: Findings, export: str | None = None
 ) -> EvaluationReport:
-    """Write pictures, ``report.json`` and ``report.html`` below ``folder`` (the HTML last)."""
+    """Write pictures, ``resamples.npz``, ``report.json`` and ``report.html`` below ``folder`` (the HTML last)."""
     figures = {}
     for picture in findings.pictures:
         figures[picture.name] = storage.join(folder, "figures", f"{picture.name}.png")
@@ -88,6 +91,7 @@ def write_report(
     )
     tables = [{"title": t.title, "columns": t.columns, "rows": t.rows} for t in findings.tables]
     content = {**report.to_dict(), "subject": dict(subject), "tables": tables, "notes": findings.notes}
+    storage.write_atomic(storage.join(folder, RESAMPLES), resamples_to_bytes(findings.metrics))
     storage.write_atomic(report.json_path, json.dumps(content, indent=1, default=str).encode())
     page = render_html(f"{task} of {subject.get('model', 'a model')}", subject, findings)
     storage.write_atomic(report.html_path, page.encode())

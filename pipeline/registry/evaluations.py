@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError
-from pipeline.evaluate.resampling import Estimate
+from pipeline.evaluate.report import RESAMPLES
+from pipeline.evaluate.resampling import Estimate, with_resamples
 from pipeline.storage import exists, join, list_files, read_bytes
 
 EVALUATIONS_TAG = "hip.evaluations"  # of a model version: what was measured with its weights, as JSON
@@ -21,6 +23,7 @@ class Evaluation:
     task: str
     dataset: str  # fingerprint of the data
     metrics: dict[str, Estimate]
+    report: str = ""  # name of the report's folder below <storage>/evaluations
 
     @property
     def key(self) -> str:
@@ -33,6 +36,7 @@ class Evaluation:
             "task": self.task,
             "dataset": self.dataset,
             "metrics": {name: estimate.to_dict() for name, estimate in self.metrics.items()},
+            "report": self.report,
         }
 
     @classmethod
@@ -44,7 +48,7 @@ class Evaluation:
         """
         try:
             metrics = {str(name): Estimate(**estimate) for name, estimate in values["metrics"].items()}
-            return cls(str(values["task"]), str(values["dataset"]), metrics)
+            return cls(str(values["task"]), str(values["dataset"]), metrics, str(values.get("report", "")))
         except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"a recorded evaluation is damaged ({error!r}); evaluate and register again") from error
 
@@ -63,18 +67,30 @@ def find_evaluations(storage: str, weights: str) -> list[Evaluation]:
     found = {}
     for info in sorted(reports, key=lambda info: info.mtime.timestamp() if info.mtime else 0.0):
         folder = info.path.rsplit("/", 2)[-2]
-        evaluation = _read(join(root, folder, "report.json"), weights)
+        evaluation = _read(root, folder, weights)
         if evaluation is not None:
             found[evaluation.key] = evaluation
     return list(found.values())
 
 
-def _read(location: str, weights: str) -> Evaluation | None:
+def comparable(evaluation: Evaluation, storage: str) -> dict[str, Estimate]:
+    """Its metrics, with the resamples that lie beside the report if that is still there."""
+    place = join(storage, "evaluations", evaluation.report, RESAMPLES)
+    if not evaluation.report or not exists(place):
+        return evaluation.metrics
     try:
-        report = json.loads(read_bytes(location))
+        return with_resamples(evaluation.metrics, read_bytes(place))
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile):  # damaged: what is missing only widens the margin
+        return evaluation.metrics
+
+
+def _read(root: str, folder: str, weights: str) -> Evaluation | None:
+    try:
+        report = json.loads(read_bytes(join(root, folder, "report.json")))
         subject = report["subject"]
         if subject.get("weights") != weights:
             return None
-        return Evaluation.from_dict({**report, "dataset": subject.get("fingerprint", subject.get("shards", ""))})
+        dataset = subject.get("fingerprint", subject.get("shards", ""))
+        return Evaluation.from_dict({**report, "dataset": dataset, "report": folder})
     except (UserError, ValueError, KeyError, AttributeError, TypeError):
         return None  # another release's report, or one being written

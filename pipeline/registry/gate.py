@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pipeline.errors import UserError, nearest
-from pipeline.evaluate.resampling import Estimate
+from pipeline.evaluate.resampling import Estimate, difference_margin
 from pipeline.registry.evaluations import higher_is_better
 from pipeline.registry.options import GateOptions
 
@@ -22,11 +22,13 @@ class Comparison:
     champion: Estimate
     gain: float
     margin: float
+    paired: bool  # the margin is that of the differences file by file
 
     @property
     def shown(self) -> str:
         """As it is written on the version."""
-        return f"{self.candidate} against {self.champion}: gain {self.gain:.4g}, margin {self.margin:.4g}"
+        how = " over the same files" if self.paired else ""
+        return f"{self.candidate} against {self.champion}: gain {self.gain:.4g}, margin {self.margin:.4g}{how}"
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Decision:
                     "champion": entry.champion.to_dict(),
                     "gain": entry.gain,
                     "margin": entry.margin,
+                    "paired": entry.paired,
                 }
                 for entry in self.comparisons
             },
@@ -57,7 +60,7 @@ class Decision:
 def decide(candidate: Mapping[str, Estimate], champion: Mapping[str, Estimate], gate: GateOptions) -> Decision:
     """Promote if the leading metric gains more than its margin and no other falls by more than the allowed share.
 
-    The margin of a difference is the root of the summed squares of both half intervals (two independent estimates).
+    The margin is half the interval of the difference: see :func:`pipeline.evaluate.resampling.difference_margin`.
 
     Raises:
         UserError: the metric asked for was not measured, or nothing was measured on both.
@@ -85,8 +88,7 @@ def decide(candidate: Mapping[str, Estimate], champion: Mapping[str, Estimate], 
 def _compare(name: str, candidate: Estimate, champion: Estimate) -> Comparison:
     sign = 1.0 if higher_is_better(name) else -1.0
     gain = sign * (candidate.value - champion.value)
-    halves = ((entry.high - entry.low) / 2 for entry in (candidate, champion))
-    return Comparison(name, candidate, champion, gain, math.hypot(*halves))
+    return Comparison(name, candidate, champion, gain, *difference_margin(candidate, champion))
 
 
 def _too_much_worse(entry: Comparison, gate: GateOptions) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import DataError, UserError
 from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.client import connect, version_by_reference
-from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation
+from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation, comparable
 from pipeline.registry.gate import Decision, decide
 from pipeline.registry.options import PromoteOptions
 from pipeline.registry.resolve import resolve_registered
@@ -113,11 +113,11 @@ def _evaluations(
             "task on the same data before they were registered; give shards=<dataset> to evaluate both now"
         )
     mine, theirs = ({key: evaluations[key] for key in shared} for evaluations in recorded)
-    return _by_task(mine), _by_task(theirs)
+    return _by_task(mine, options.storage), _by_task(theirs, options.storage)
 
 
-def _by_task(evaluations: dict[str, Evaluation]) -> dict[str, Estimate]:
-    return {f"{e.task}.{name}": estimate for e in evaluations.values() for name, estimate in e.metrics.items()}
+def _by_task(evaluations: dict[str, Evaluation], storage: str) -> dict[str, Estimate]:
+    return {f"{e.task}.{name}": entry for e in evaluations.values() for name, entry in comparable(e, storage).items()}
 
 
 def _recorded(version: Any) -> dict[str, Evaluation]:

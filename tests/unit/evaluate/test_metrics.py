@@ -1,5 +1,7 @@
 """Metrics against hand-computed values and the libraries they stand for; intervals against known spreads."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,7 +10,14 @@ from hypothesis import strategies as st
 from pipeline.evaluate import metrics
 from pipeline.evaluate.areas import per_class_average_precision, per_class_roc_area, resampled_areas
 from pipeline.evaluate.options import IntervalOptions
-from pipeline.evaluate.resampling import Units, bootstrap, bootstrap_mean
+from pipeline.evaluate.resampling import (
+    Units,
+    bootstrap,
+    bootstrap_mean,
+    difference_margin,
+    resamples_to_bytes,
+    with_resamples,
+)
 
 INTERVAL = IntervalOptions(confidence=0.95, resamples=300)
 
@@ -39,6 +48,55 @@ def test_windows_of_a_file_are_resampled_together():
     alone = bootstrap_mean(hits, files(50), INTERVAL, 0)
     copied = bootstrap_mean(np.repeat(hits, 20), files(50, windows=20), INTERVAL, 0)
     assert (copied.low, copied.high, copied.count) == pytest.approx((alone.low, alone.high, 50))
+
+
+def psnr_like(seed: int, difficulty: np.ndarray, gain: float) -> np.ndarray:
+    """One model's value of each file: mostly how hard the file is, a little the model."""
+    return difficulty + gain + np.random.default_rng(seed).normal(scale=0.3, size=len(difficulty))
+
+
+def test_the_margin_between_two_models_on_the_same_files_holds_the_true_difference():
+    """A nominal 95 %: what makes a file hard for both cancels, so the margin is a tenth of that of other files."""
+    held, narrower = 0, []
+    for trial in range(100):
+        difficulty = np.random.default_rng(1000 + trial).normal(20, 3, size=80)
+        mine = bootstrap_mean(psnr_like(2 * trial, difficulty, 0.2), files(80), INTERVAL, 0)
+        theirs = bootstrap_mean(psnr_like(2 * trial + 1, difficulty, 0.0), files(80), INTERVAL, 0)
+        margin, paired = difference_margin(mine, theirs)
+        assert paired
+        held += abs(mine.value - theirs.value - 0.2) <= margin
+        narrower.append(margin / difference_margin(mine, replace(theirs, resamples=None))[0])
+    assert 88 <= held <= 99
+    assert np.median(narrower) < 0.15
+
+
+def test_only_the_same_resamples_are_paired():
+    values = np.random.default_rng(0).normal(size=30)
+    one = bootstrap_mean(values, files(30), INTERVAL, 0)
+    apart = [
+        bootstrap_mean(values, files(30), INTERVAL, 1),
+        bootstrap_mean(values, Units([f"other{index}.mp4" for index in range(30)]), INTERVAL, 0),
+        bootstrap_mean(values, files(30), IntervalOptions(confidence=0.9, resamples=300), 0),
+        bootstrap_mean(values, files(30), IntervalOptions(confidence=0.95, resamples=200), 0),
+        replace(one, resamples=None),
+    ]
+    for other in apart:
+        margin, paired = difference_margin(one, other)
+        assert not paired
+        assert margin == pytest.approx(np.hypot(one.high - one.low, other.high - other.low) / 2)
+    assert difference_margin(one, bootstrap_mean(values, files(30), INTERVAL, 0)) == (0.0, True)
+
+
+def test_resamples_survive_a_file_and_stay_with_their_own_value():
+    values = np.random.default_rng(0).normal(size=30)
+    found = {"a/psnr": bootstrap_mean(values, files(30), INTERVAL, 0), "chance": metrics.Estimate(0.5, 0.5, 0.5, 30)}
+    bare = {name: replace(entry, resamples=None) for name, entry in found.items()}
+    content = resamples_to_bytes(found)
+    read = with_resamples(bare, content)
+    assert difference_margin(read["a/psnr"], found["a/psnr"]) == (0.0, True)
+    assert read["chance"].resamples is None
+    moved = {"a/psnr": replace(bare["a/psnr"], value=bare["a/psnr"].value + 1e-9), "new": bare["chance"]}
+    assert all(entry.resamples is None for entry in with_resamples(moved, content).values())
 
 
 @settings(max_examples=60, deadline=None)
@@ -100,7 +158,7 @@ def test_multilabel_metrics_agree_with_torchmetrics():
     random = np.random.default_rng(2)
     targets = (random.uniform(size=(120, 4)) < 0.3).astype(np.int64)
     scores = np.clip(targets * 0.3 + random.uniform(size=targets.shape) * 0.7, 0, 1)
-    found = metrics.multilabel_metrics(scores, targets, INTERVAL, 0)
+    found = metrics.multilabel_metrics(scores, targets, files(len(scores)), INTERVAL, 0)
     s, t = torch.tensor(scores), torch.tensor(targets)
     assert found["mean_average_precision"].value == pytest.approx(
         float(multilabel_average_precision(s, t, 4)), abs=1e-6
@@ -117,7 +175,7 @@ def test_the_interval_of_average_precision_holds_its_value_where_classes_are_rar
     """Repeated examples raise average precision, so quantiles of resamples alone lie above what was measured."""
     random = np.random.default_rng(0)
     scores, targets = random.normal(size=(600, 200)), (random.random((600, 200)) < 0.01).astype(np.int64)
-    found = metrics.multilabel_metrics(scores, targets, INTERVAL, 0)["mean_average_precision"]
+    found = metrics.multilabel_metrics(scores, targets, files(len(scores)), INTERVAL, 0)["mean_average_precision"]
     assert found.low < found.value < found.high
 
 

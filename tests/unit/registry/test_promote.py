@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from evaluation_data import write_model, write_small_dataset
@@ -12,8 +13,10 @@ from mlflow.tracking import MlflowClient
 
 from hip_model.export import from_pretrained, load_metadata, save_pretrained
 from pipeline.errors import UserError
-from pipeline.evaluate.resampling import Estimate
-from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation
+from pipeline.evaluate.options import IntervalOptions
+from pipeline.evaluate.report import RESAMPLES, Findings, write_report
+from pipeline.evaluate.resampling import Estimate, Units, bootstrap_mean
+from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation, find_evaluations
 from pipeline.registry.options import PromoteOptions
 from pipeline.registry.promote import DECISION_TAG, PromotionRefusedError, promote
 
@@ -31,6 +34,19 @@ class _Registry:
         tags = {EVALUATIONS_TAG: json.dumps([evaluation.to_dict()])}
         version = self.client.create_model_version("clips", str(self.storage / "package"), tags=tags)
         self.client.set_registered_model_alias("clips", "candidate", version.version)
+        return str(version.version)
+
+    def evaluated(self, report: str, hits: np.ndarray) -> str:
+        """A version with a recorded evaluation whose report is there; champion if there is none yet."""
+        score = bootstrap_mean(hits, Units([str(index) for index in range(len(hits))]), IntervalOptions(), 0)
+        folder = self.storage / "evaluations" / report
+        write_report(str(folder), "linear_probe", {"weights": report, "fingerprint": "d"}, Findings({"top1": score}))
+        found = find_evaluations(str(self.storage), report)
+        tags = {EVALUATIONS_TAG: json.dumps([evaluation.to_dict() for evaluation in found])}
+        version = self.client.create_model_version("clips", str(self.storage / "package"), tags=tags)
+        self.client.set_registered_model_alias("clips", "candidate", version.version)
+        if str(version.version) == "1":
+            self.client.set_registered_model_alias("clips", "champion", version.version)
         return str(version.version)
 
     def add_package(self, model: Path) -> str:
@@ -86,6 +102,21 @@ def test_one_that_is_not_better_is_refused_and_the_reason_kept(registry: _Regist
     assert registry.decision("2")["promote"] is False
 
 
+def test_recorded_evaluations_are_compared_file_by_file(registry: _Registry) -> None:
+    """Both are better on the same files: 1 % more on each of them is no chance, though the files differ by 50 %."""
+    files = np.random.default_rng(0).uniform(0.25, 0.75, 40)
+    for report, hits in (("one", files), ("two", files + 0.01)):
+        registry.evaluated(report, hits)
+    damaged = registry.storage / "evaluations" / "one" / RESAMPLES
+    kept = damaged.read_bytes()
+    damaged.write_bytes(kept[: len(kept) // 2])
+    with pytest.raises(PromotionRefusedError, match="not better by more than its interval"):
+        registry.promote()
+    damaged.write_bytes(kept)
+    assert registry.promote() == "2"
+    assert "over the same files" in registry.decision("2")["reason"]
+
+
 def test_different_data_cannot_be_compared(registry: _Registry) -> None:
     registry.add(0.5)
     registry.promote()
@@ -129,6 +160,7 @@ def test_given_shards_both_are_measured_there_before_the_alias_moves(
     assert registry.promote(**measured) == "2"
     decision = registry.decision("2")
     assert decision["metrics"]["top1"]["gain"] > 0.3
+    assert decision["metrics"]["top1"]["paired"]
     assert decision["measured"] == f"linear_probe on {shards}"
     registry.client.set_registered_model_alias("clips", "candidate", "1")
     with pytest.raises(PromotionRefusedError, match="does not replace version 2"):
