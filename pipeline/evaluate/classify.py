@@ -13,6 +13,7 @@ from pipeline.evaluate.head import Head, load_head
 from pipeline.evaluate.metrics import (
     average_by_clip,
     classification_metrics,
+    clip_metrics,
     confusion,
     multilabel_metrics,
     per_class_accuracy,
@@ -132,6 +133,7 @@ def _score_single(
 ) -> Findings:
     options, units = session.options, Units(sources)
     metrics = classification_metrics(scores, labels, units, options.interval, options.seed)
+    metrics |= clip_metrics(scores, labels, sources, options.interval, options.seed)
     metrics["chance_top1"] = _chance(labels)
     accuracy = per_class_accuracy(scores, labels)
     counts = confusion(scores.argmax(1), labels, len(label_names))

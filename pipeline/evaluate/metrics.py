@@ -40,6 +40,21 @@ def classification_metrics(
     return found
 
 
+def clip_metrics(
+    scores: FloatArray, labels: IntArray, sources: list[str], options: IntervalOptions, seed: int
+) -> dict[str, Estimate]:
+    """Top-1 (and top-5) of whole files, whose scores are the mean over their windows: the protocol of video benchmarks.
+
+    Empty where no file has several windows, or windows of one file differ in their label.
+    """
+    targets = np.eye(scores.shape[1], dtype=np.int64)[labels]
+    mean, joined, clips = average_by_clip(scores, targets, sources)
+    if len(clips) == len(sources) or (joined.sum(1) > 1).any():
+        return {}
+    found = classification_metrics(mean, joined.argmax(1), Units(clips), options, seed)
+    return {f"clip_{name}": entry for name, entry in found.items() if name.startswith("top")}
+
+
 def per_class_accuracy(scores: FloatArray, labels: IntArray) -> FloatArray:
     """Accuracy of each class [classes]; NaN for a class without examples."""
     hits = top_k_hits(scores, labels, 1)

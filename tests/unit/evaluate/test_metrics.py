@@ -151,6 +151,19 @@ def test_classification_counts_classes_equally_in_mean_class_accuracy():
     assert "top5" not in found
 
 
+def test_windows_of_a_file_vote_together():
+    """Three files of three windows: the second is right in one window only, but that one is sure."""
+    scores = np.array([[0.9, 0.1]] * 3 + [[0.55, 0.45], [0.0, 1.0], [0.6, 0.4]] + [[0.3, 0.7]] * 3)
+    sources = [name for name in "abc" for _ in range(3)]
+    labels = np.array([0] * 3 + [1] * 3 + [0] * 3)
+    found = metrics.clip_metrics(scores, labels, sources, INTERVAL, 0)
+    assert list(found) == ["clip_top1"]
+    assert (found["clip_top1"].value, found["clip_top1"].count) == (pytest.approx(2 / 3), 3)
+    assert metrics.clip_metrics(scores, labels, list("abcdefghi"), INTERVAL, 0) == {}  # a window each
+    labels[0] = 1
+    assert metrics.clip_metrics(scores, labels, sources, INTERVAL, 0) == {}  # no label of the whole file
+
+
 def test_multilabel_metrics_agree_with_torchmetrics():
     import torch
     from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
