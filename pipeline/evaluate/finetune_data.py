@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.errors import UserError
+from pipeline.evaluate.balance import BalancedOrder, class_weights
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.probe import check_labels, is_multilabel
 from pipeline.ingest.order import ExampleOrder
@@ -33,7 +34,7 @@ class LabelledSplit:
 
     reader: ShardReader
     rows: np.ndarray  # numbers of the examples that count, int64 [N]
-    order: RowOrder
+    order: ExampleOrder
     task: str  # classification | multilabel
 
     def __len__(self) -> int:
@@ -56,7 +57,10 @@ class LabelledSplit:
         rows = np.array([row for row, classes in enumerate(labels) if classes or multilabel], dtype=np.int64)
         if options.limit.fit_examples is not None:
             rows = rows[spread(options.limit.fit_examples, len(rows))]
-        order = RowOrder(rows, options.seed, manifest.fingerprint)
+        order: ExampleOrder = RowOrder(rows, options.seed, manifest.fingerprint)
+        if options.class_balance:
+            weights = class_weights([labels[row] for row in rows], options.class_balance)
+            order = BalancedOrder(rows, weights, options.seed, manifest.fingerprint)
         return cls(reader, rows, order, "multilabel" if multilabel else "classification")
 
 

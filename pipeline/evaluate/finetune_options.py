@@ -75,6 +75,7 @@ class FinetuneOptions:
     resume: str = "auto"  # auto: continue a run of this name | never: refuse one | must: refuse to start one
     seed: int = 0
     resize_positions: bool = False  # allow another resolution: position tables are interpolated
+    class_balance: float = 0.0  # 0: each example once an epoch; 1: each class as often; between: by count ** -balance
     run: RunOptions = field(default_factory=RunOptions)
     model: ModelOptions = field(default_factory=lambda: ModelOptions(name="hip_micro"))  # from scratch only
     head: HeadOptions = field(default_factory=HeadOptions)
@@ -98,6 +99,7 @@ class FinetuneOptions:
         one_of("task", self.task, TASKS)
         one_of("resume", self.resume, ("auto", "never", "must"))
         at_least("metrics_every_steps", self.metrics_every_steps, 1)
+        between("class_balance", self.class_balance, 0, 1)
         if self.optim.ema_decay is not None:
             raise UserError(
                 f"optim.ema_decay={self.optim.ema_decay}: fine-tuning keeps no average; use optim.ema_decay=null"

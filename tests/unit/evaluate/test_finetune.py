@@ -11,6 +11,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from evaluation_data import AUDIO, IMAGE, ModalitySpec, example, write_dataset
@@ -19,9 +20,11 @@ from safetensors.torch import load, load_file, save_file
 from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate import finetune_loop as module
 from pipeline.evaluate.finetune import finetune
+from pipeline.evaluate.finetune_data import LabelledSplit
 from pipeline.evaluate.finetune_options import FinetuneOptions, HeadOptions, TrainerOptions
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions
+from pipeline.shards.manifest import Manifest
 from pipeline.storage import exists, join, read_bytes
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import (
@@ -115,6 +118,7 @@ def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch, remot
     noisy = {
         "augment": AugmentOptions(crop_min_area=0.5, flip=0.5, rand_layers=2, audio_shift=0.2, audio_gain_decibel=3),
         "mix": MixOptions(mixup=0.4, cutmix=1.0),
+        "class_balance": 0.7,
     }
     whole = finetune(settings(run=RunOptions(name="whole"), **noisy))
     original, seen = module.after_step, []
@@ -134,6 +138,16 @@ def test_stopped_and_continued_equals_uninterrupted(settings, monkeypatch, remot
     assert resumed.losses == whole.losses[11:]
     expected, found = _weights(whole), _weights(resumed)
     assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_rare_classes_come_as_often_as_common_ones_when_asked(settings, tmp_path):
+    kinds = [0] * 24 + [1] * 4 + [2] * 2
+    rows = {"train": [example(3 * index + kind, "train") for index, kind in enumerate(kinds)]}
+    options = settings(shards=write_dataset(tmp_path / "skewed", rows), class_balance=1.0)
+    data = LabelledSplit.open(options, Manifest.load(options.shards))
+    drawn = data.reader.read(np.sort(data.order.indices(0, 30)), out={}).labels
+    assert np.bincount([label for (label,) in drawn]).tolist() == pytest.approx([10, 10, 10], abs=1)
+    assert finetune(options).losses[-1] < 0.8
 
 
 def test_same_seed_same_weights_other_seed_other_weights(settings):
