@@ -89,7 +89,10 @@ class MaskConfig:
 
 def mask_seeds(seed: int, epochs: Tensor, example_ids: Tensor) -> Tensor:
     """One int64 seed per example, ``[B]``, from the run's seed, the epochs ``[B]`` and the example ids ``[B]``."""
-    return mix(mix(epochs.to(torch.int64) ^ _run_bits(seed)) ^ example_ids.to(torch.int64))
+    epochs, example_ids, bits = epochs.to(torch.int64), example_ids.to(torch.int64), _run_bits(seed)
+    if epochs.device.type == "cpu" and not torch.compiler.is_compiling():  # two dozen operations on a few numbers each
+        return torch.from_numpy(mix(mix(epochs.numpy() ^ bits) ^ example_ids.numpy()))
+    return mix(mix(epochs ^ bits) ^ example_ids)
 
 
 @lru_cache(maxsize=8)

@@ -5,8 +5,13 @@ Public-domain algorithm by Sebastiano Vigna; sums and products wrap around at 64
 
 from __future__ import annotations
 
+from typing import Any, TypeVar
+
+import numpy as np
 import torch
 from torch import Tensor
+
+Bits = TypeVar("Bits", Tensor, np.ndarray[Any, Any])
 
 _INCREMENT = 0x9E3779B97F4A7C15 - (1 << 64)
 _MULTIPLIERS = ((30, 0xBF58476D1CE4E5B9 - (1 << 64)), (27, 0x94D049BB133111EB - (1 << 64)))
@@ -23,7 +28,7 @@ def random_bits(seeds: Tensor, count: int) -> Tensor:
     return _finalise(seeds[:, None] + steps)
 
 
-def mix(value: Tensor) -> Tensor:
+def mix(value: Bits) -> Bits:
     """A hash of each int64 in ``value``, same shape."""
     return _finalise(value + _INCREMENT)
 
@@ -33,7 +38,7 @@ def unit_interval(bits: Tensor) -> Tensor:
     return ((bits >> 12 & (1 << 52) - 1).double() + 0.5) / (1 << 52)
 
 
-def _finalise(value: Tensor) -> Tensor:
+def _finalise(value: Bits) -> Bits:
     # ``>>`` copies the sign bit on int64; the masks cut the copies off.
     for shift, multiplier in _MULTIPLIERS:
         value = (value ^ (value >> shift & (1 << 64 - shift) - 1)) * multiplier

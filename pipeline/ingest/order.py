@@ -11,6 +11,8 @@ from pipeline.ingest.permutation import Permutation, by_segment
 
 ORDER_KINDS = ("global", "blocks", "sequential")
 
+_LONGEST_RUN = 1024  # positions in a row that are worked out together
+
 
 class ExampleOrder:
     """An endless stream of example numbers; position ``p`` is in epoch ``p // num_examples``.
@@ -53,6 +55,8 @@ class ExampleOrder:
         self._window_blocks = window_blocks
         self._permutation = lru_cache(maxsize=4)(self._epoch_permutation)
         self._windows = lru_cache(maxsize=4)(self._epoch_windows)
+        self._run_positions = min(num_examples, _LONGEST_RUN)
+        self._run = lru_cache(maxsize=4)(self._shuffled_run)
 
     @property
     def window_examples(self) -> int:
@@ -64,11 +68,12 @@ class ExampleOrder:
 
     def indices(self, start: int, count: int) -> np.ndarray:
         """The examples at stream positions ``start … start+count-1``, int64 ``[count]``."""
-        positions = np.arange(start, start + count, dtype=np.int64)
-        epochs, within = np.divmod(positions, self.num_examples)
         if self.kind == "sequential":
-            return within
-        return by_segment(within, epochs, self._in_blocks if self.kind == "blocks" else self._anywhere)
+            return np.arange(start, start + count, dtype=np.int64) % self.num_examples
+        first, last = start // self._run_positions, max(start, start + count - 1) // self._run_positions
+        runs = [self._run(number) for number in range(first, last + 1)]
+        whole = runs[0] if len(runs) == 1 else np.concatenate(runs)
+        return whole[start - first * self._run_positions :][:count]
 
     def epochs(self, start: int, count: int) -> np.ndarray:
         """The epoch of each of those positions, int64 ``[count]``."""
@@ -86,6 +91,14 @@ class ExampleOrder:
         examples = self.indices(start, count)
         mine = np.argsort(examples, kind="stable")[first : first + size]
         return examples[mine], self.epochs(start, count)[mine]
+
+    def _shuffled_run(self, number: int) -> np.ndarray:
+        """Many positions at once: for a few, as in a batch, the same numpy operations would take as long."""
+        positions = np.arange(self._run_positions, dtype=np.int64) + number * self._run_positions
+        epochs, within = np.divmod(positions, self.num_examples)
+        found = by_segment(within, epochs, self._in_blocks if self.kind == "blocks" else self._anywhere)
+        found.setflags(write=False)
+        return found
 
     def _anywhere(self, epoch: int, positions: np.ndarray) -> np.ndarray:
         return self._permutation(epoch)(positions)

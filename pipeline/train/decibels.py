@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import TypeVar
 
 from torch import Tensor
 
+Number = TypeVar("Number", float, Tensor)
 
-def errors_of(decibels: Tensor) -> Tensor:
-    """Mean squared errors relative to the squared peak."""
+
+def error_of(decibels: Number) -> Number:
+    """Mean squared error relative to the squared peak."""
     return 10 ** (decibels / -10)
 
 

@@ -73,6 +73,8 @@ class DeepSpeedEngine:
         )[0]
         if self._stage == 0 and self._workers == 1:  # else every gradient is copied into a message to nobody, and back
             self._engine.enable_backward_allreduce = False
+        if self._stage == 0:  # DeepSpeed walks through all modules for their names, at every step
+            self._engine.zero_grad = self._forget_gradients
         for name, value in module.named_buffers():  # bf16 would round the data's mean and deviation
             value.data = kept_buffers[name].to(value.device)
         if self._stage > 0:
@@ -96,7 +98,7 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor, last: bool) -> None:
         """Add the gradient of ``loss``; DeepSpeed averages over workers, so the loss is scaled to end as a sum."""
         self._engine.set_gradient_accumulation_boundary(last)
-        self._engine.backward(loss * self._workers, scale_wrt_gas=False)
+        self._engine.backward(loss if self._workers == 1 else loss * self._workers, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> StepResult:
         """Clip, apply and ask whether it was applied: DeepSpeed skips a non-finite gradient without a word."""
@@ -105,6 +107,10 @@ class DeepSpeedEngine:
         norm = self._engine.get_global_grad_norm()
         applied = bool(self._engine.was_step_applied())
         return StepResult(applied, norm if applied and norm is not None else math.inf)
+
+    def _forget_gradients(self) -> None:
+        for parameter in self._trained.values():
+            parameter.grad = None
 
     def named_state(self, moments: bool = True) -> Iterator[tuple[str, ParameterState]]:
         """Gather one parameter after another."""

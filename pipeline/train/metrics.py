@@ -40,7 +40,8 @@ class Metrics(Hook):
         self.report = report
         self.latest: dict[str, float] = {}
         self._window: list[StepFacts] = []
-        self._before: list[torch.Tensor] | None = None
+        self._before: torch.Tensor | None = None
+        self._parameters: list[torch.Tensor] = []
         self._update_ratio = math.nan
         self._mark = time.perf_counter()
 
@@ -70,18 +71,22 @@ class Metrics(Hook):
         if trainer.rank != 0 or trainer.options.engine.stage == 3:
             return
         if (step + 1) % every == 0:
-            self._before = [p.detach().clone() for p in trainer.engine.module.parameters()]
+            self._before = self._all_weights(trainer)
 
     def update_ratio(self, trainer: Trainer) -> float:
         """Norm of the last update relative to the norm of the weights; not a number where weights are sharded."""
         before, self._before = self._before, None
         if before is None:
             return math.nan
-        now = [parameter.detach() for parameter in trainer.engine.module.parameters()]
-        torch._foreach_sub_(before, now)  # in place: no second copy
-        norms = [torch.stack(torch._foreach_norm(values, dtype=torch.float32)) for values in (before, now)]
-        moved, whole = torch.linalg.vector_norm(torch.stack(norms), dim=1)
+        now = self._all_weights(trainer)
+        moved, whole = (torch.linalg.vector_norm(values, dtype=torch.float32) for values in (before.sub_(now), now))
         return float(moved / whole.clamp_min(1e-12))
+
+    def _all_weights(self, trainer: Trainer) -> torch.Tensor:
+        """A copy of all weights in one vector. The parameters are looked up once: their names are many."""
+        if not self._parameters:
+            self._parameters = list(trainer.engine.module.parameters())
+        return torch.cat([parameter.detach().flatten() for parameter in self._parameters])
 
     def _summary(self, trainer: Trainer) -> dict[str, float]:
         window, last = self._window, self._window[-1]

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from pipeline.train.decibels import decibels_of, errors_of
+from pipeline.train.decibels import decibels_of, error_of
 from pipeline.train.engine import StepResult
 
 END, INTERRUPT = 1, 2
@@ -45,40 +45,51 @@ class StepRecord:
     wait_seconds: float
     seconds: float = 0.0
     result: StepResult = field(default_factory=lambda: StepResult(False, 0.0))
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
-    sums: Tensor | None = (
-        None  # [modalities, 3]: loss and error behind PSNR, each times its scored tokens, and their number
-    )
+    parts: list[Tensor] = field(default_factory=list)
+    """Of each micro-batch, float64: the loss, then loss, decibels and number of scored tokens of each modality."""
 
     def add(
         self, loss: Tensor, per_modality_loss: dict[str, Tensor], psnr: dict[str, Tensor], scored: dict[str, Tensor]
     ) -> None:
         """Count one micro-batch in. ``loss`` is weighted already, the others are means of ``scored[name]`` tokens."""
-        self.loss = self.loss.to(loss.device) + loss.detach()
-        values = [value.detach() for name in self.modalities for value in (per_modality_loss[name], psnr[name])]
-        means = torch.stack(values).float().reshape(-1, 2)
-        means[:, 1] = errors_of(means[:, 1])
-        counts = torch.stack([scored[name] for name in self.modalities]).float()[:, None]
-        # A modality of which this micro-batch scores nothing gives no number; 0 * nan would spoil the sum.
-        part = torch.cat([torch.where(counts > 0, means * counts, 0.0), counts], dim=1)
-        self.sums = part if self.sums is None else self.sums + part
+        values = [loss, *(of[name] for name in self.modalities for of in (per_modality_loss, psnr, scored))]
+        self.parts.append(torch.stack([value.detach().double() for value in values]))
 
     def vector(self) -> Tensor:
-        """All that is summed over workers, one flat float64 tensor on the device."""
-        norm = torch.as_tensor(self.result.gradient_norm, dtype=torch.float64, device=self.loss.device)
-        sums = torch.zeros(len(self.modalities), 3, device=self.loss.device) if self.sums is None else self.sums
-        return torch.cat([norm.reshape(1), self.loss.reshape(1), sums.flatten()])
+        """All that the host reads, flat float64 on the device: the gradient norm, then the parts."""
+        norm = torch.as_tensor(self.result.gradient_norm, dtype=torch.float64, device=self.parts[0].device)
+        return torch.cat([norm.reshape(1), *self.parts])
 
 
 def gather(records: Sequence[StepRecord], workers: int, stop_code: int) -> list[StepFacts]:
-    """Sum the records of all workers and read them on the host: the only synchronisation of the loop."""
+    """Read the records on the host, the only synchronisation of the loop, and sum those of all workers."""
     known = [float(stop_code == END), float(stop_code == INTERRUPT)]
-    sums = torch.stack([record.vector() for record in records])
-    times = torch.tensor([[record.wait_seconds, record.seconds, *known] for record in records], dtype=torch.float64)
-    message = torch.cat([times.to(sums.device), sums], dim=1)
+    read = torch.stack([record.vector() for record in records]).tolist()
+    rows = [
+        [record.wait_seconds, record.seconds, *known, *_sums(numbers, len(record.modalities))]
+        for record, numbers in zip(records, read, strict=True)
+    ]
     if workers > 1:
+        message = torch.tensor(rows, dtype=torch.float64, device=records[0].parts[0].device)
         distributed.all_reduce(message)
-    return [_facts(record, numbers, workers) for record, numbers in zip(records, message.tolist(), strict=True)]
+        rows = message.tolist()
+    return [_facts(record, numbers, workers) for record, numbers in zip(records, rows, strict=True)]
+
+
+def _sums(numbers: list[float], modalities: int) -> list[float]:
+    """Norm and loss; then of each modality loss and error, each times its scored tokens, and their number."""
+    norm, *values = numbers
+    sums = [norm, 0.0, *[0.0] * (3 * modalities)]
+    for start in range(0, len(values), 1 + 3 * modalities):
+        sums[1] += values[start]
+        for index in range(modalities):
+            loss, decibels, count = values[start + 1 + 3 * index : start + 4 + 3 * index]
+            if count:  # a modality of which a micro-batch scores nothing gives no number; 0 * nan would spoil the sum
+                place = 2 + 3 * index
+                sums[place] += loss * count
+                sums[place + 1] += error_of(decibels) * count
+                sums[place + 2] += count
+    return sums
 
 
 def _facts(record: StepRecord, numbers: list[float], workers: int) -> StepFacts:

@@ -17,7 +17,7 @@ from pipeline.ingest.order import rank_slice
 from pipeline.ingest.spread import spread
 from pipeline.shards.reader import Batch, ShardReader
 from pipeline.train.build import mask_config
-from pipeline.train.decibels import decibels_of, errors_of
+from pipeline.train.decibels import decibels_of, error_of
 from pipeline.train.hooks import Hook
 from pipeline.train.options import MaskOptions
 
@@ -87,7 +87,7 @@ class Validation(Hook):
         rows = []
         for name in trainer.modalities:
             here = output.scored_tokens[name].double()
-            pair = torch.stack([output.per_modality_loss[name].double(), errors_of(output.psnr[name].double())])
+            pair = torch.stack([output.per_modality_loss[name].double(), error_of(output.psnr[name].double())])
             rows.append(torch.cat([torch.where(here > 0, pair * here, 0.0), here.reshape(1)]))
         return torch.stack(rows)
 

@@ -10,6 +10,7 @@ from hip_model.grouping import plan_groups, plan_single_group
 from hip_model.masking import MASK_POLICIES, MaskConfig, mask_seeds, sample_selection
 from hip_model.modality import Modality
 from hip_model.ordering import token_order
+from hip_model.random_bits import as_int64, mix
 
 VIDEO = Modality("video", 4 * 6 * 8, 3, (4, 6, 8))
 AUDIO = Modality("audio", 61, 1, (61,))
@@ -36,6 +37,18 @@ def tokens(index, groups, batch=5):
     index = index.expand(batch, groups.groups, -1)
     numbers = index + torch.arange(groups.groups)[:, None] * groups.group_tokens
     return [set(numbers[row][index[row] >= 0].tolist()) for row in range(batch)]
+
+
+BITS = st.integers(-(2**63), 2**63 - 1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(0, 2**70), st.lists(st.tuples(BITS, BITS), min_size=1, max_size=9))
+def test_seeds_of_host_memory_are_those_that_a_device_computes(seed, pairs):
+    """Outside of a compiled program numpy computes them on the host; the same hash in torch's operations."""
+    epochs, examples = torch.tensor(pairs).unbind(1)
+    run = mix(torch.tensor(as_int64(seed)))
+    assert torch.equal(mask_seeds(seed, epochs, examples), mix(mix(epochs ^ run) ^ examples))
 
 
 @pytest.mark.parametrize("policy", MASK_POLICIES)
