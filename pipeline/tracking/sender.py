@@ -16,7 +16,7 @@ from pipeline.tracking.system import sample
 
 logger = logging.getLogger(__name__)
 
-FLUSH_SECONDS = 2.0
+FLUSH_SECONDS = 5.0  # a turn costs the interpreter 6 ms, whatever it sends
 _LONGEST_PAUSE_SECONDS = 30.0
 _SAMPLE_SECONDS = 15.0
 
