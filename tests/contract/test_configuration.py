@@ -107,7 +107,7 @@ def test_a_mistake_names_the_way_out(override: str, named: str) -> None:
         ("preprocess", "tracking.enabled=false", "this command has no 'tracking' group"),
         ("pretrain", "epochs=3", "did you mean 'duration.epochs'?"),
         ("pretrain", "engine.kindd=torch", "did you mean 'engine.kind'?"),
-        ("pretrain", "lr=1", "valid: shards, storage, resume"),
+        ("pretrain", "lr=1", "valid: shards, storage, init"),
         ("pretrain", "experment=mae_images", "did you mean 'experiment'?"),
         ("preprocess", "scale=gpu", "scale takes no value here; set its keys: scale.workers"),
         ("preprocess", "model=3", "unknown key 'model'"),
