@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jobs.cli import verb
+from jobs.initial_model import with_init_found
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.storage import redact
 
@@ -16,11 +15,8 @@ def run(options: FinetuneOptions) -> None:
         HipError: as the parts raise it.
     """
     from pipeline.evaluate.finetune import finetune
-    from pipeline.registry.resolve import resolve_model
 
-    if options.init is not None:
-        options = replace(options, init=str(resolve_model(options.init, options.storage, options.tracking, key="init")))
-    result = finetune(options)
+    result = finetune(with_init_found(options))
     for name, estimate in result.metrics.items():
         print(f"{name:40s} {estimate}")
     print(f"model with its head: {redact(result.checkpoint)}")

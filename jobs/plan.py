@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from jobs.cli import verb
+from jobs.initial_model import with_init_found
 from pipeline.cluster.plan import PlanOptions, describe_plan, make_plan
 
 
 def run(options: PlanOptions) -> None:
     """Print the plan."""
-    print(describe_plan(make_plan(options)))
+    print(describe_plan(make_plan(with_init_found(options))))
 
 
 main = verb("plan", PlanOptions, run)

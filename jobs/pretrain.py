@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from jobs.cli import verb
+from jobs.initial_model import with_init_found
 from pipeline.storage import redact
 from pipeline.train.options import PretrainOptions
 from pipeline.train.runner import run_pretraining
@@ -12,11 +11,7 @@ from pipeline.train.runner import run_pretraining
 
 def run(options: PretrainOptions) -> None:
     """Resolve what to start from, train, and say where the result is."""
-    if options.init is not None:
-        from pipeline.registry.resolve import resolve_model
-
-        options = replace(options, init=str(resolve_model(options.init, options.storage, options.tracking, key="init")))
-    result = run_pretraining(options)
+    result = run_pretraining(with_init_found(options))
     if options.dry_run:
         return
     loss = result.metrics.get("loss")

@@ -31,9 +31,10 @@ from pipeline.preprocess.recipe import TokenRecipe
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.schema import ModalitySpec
 from pipeline.storage import exists, join
-from pipeline.train.build import TRAIN, mask_config, trained_config
+from pipeline.train.build import TRAIN, build_skeleton, mask_config, trained_config
 from pipeline.train.checks import check_options
 from pipeline.train.options import PretrainOptions, at_least, one_of
+from pipeline.train.warm_start import open_init
 
 GIB = 2**30
 
@@ -127,6 +128,8 @@ def make_plan(options: PlanOptions) -> RunPlan:
         raise UserError(f"{options.shards} has no training examples yet; give plan.examples=2000000")
     modalities = [spec.to_modality() for spec in specs]
     config, cost = _model(options, modalities)
+    if options.init is not None and manifest is not None:
+        open_init(options, manifest, build_skeleton(options, manifest).model, options.init)
     device = DEVICES[options.plan.device]
     workers = max(1, options.scale.workers)
     share = -(-options.batch.global_size // workers)

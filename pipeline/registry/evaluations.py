@@ -73,7 +73,7 @@ def find_evaluations(storage: str, weights: str) -> list[Evaluation]:
     return list(found.values())
 
 
-def comparable(evaluation: Evaluation, storage: str) -> dict[str, Estimate]:
+def metrics_with_resamples(evaluation: Evaluation, storage: str) -> dict[str, Estimate]:
     """Its metrics, with the resamples that lie beside the report if that is still there."""
     place = join(storage, "evaluations", evaluation.report, RESAMPLES)
     if not evaluation.report or not exists(place):

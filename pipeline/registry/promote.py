@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.errors import DataError, UserError
 from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.client import connect, version_by_reference
-from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation, comparable
+from pipeline.registry.evaluations import EVALUATIONS_TAG, Evaluation, metrics_with_resamples
 from pipeline.registry.gate import Decision, decide
 from pipeline.registry.options import PromoteOptions
 from pipeline.registry.resolve import resolve_registered
@@ -117,7 +117,11 @@ def _evaluations(
 
 
 def _by_task(evaluations: dict[str, Evaluation], storage: str) -> dict[str, Estimate]:
-    return {f"{e.task}.{name}": entry for e in evaluations.values() for name, entry in comparable(e, storage).items()}
+    return {
+        f"{e.task}.{name}": entry
+        for e in evaluations.values()
+        for name, entry in metrics_with_resamples(e, storage).items()
+    }
 
 
 def _recorded(version: Any) -> dict[str, Evaluation]:

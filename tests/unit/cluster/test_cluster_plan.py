@@ -9,8 +9,10 @@ import pytest
 from training_data import write_dataset
 
 from hip_model.accounting import count_parameters, forward_flops
+from hip_model.export import save_pretrained
 from hip_model.masking import MaskConfig
-from hip_model.variants import model_config
+from hip_model.variants import build_model, model_config
+from jobs.plan import main as plan_command
 from pipeline.cluster.constants import DEVICES, READ_BYTES_PER_SECOND
 from pipeline.cluster.plan import PlanOptions, PlanSettings, describe_plan, make_plan
 from pipeline.errors import UserError
@@ -136,6 +138,22 @@ def test_a_real_dataset_gives_exact_figures_and_can_be_measured(tmp_path: Path) 
 def test_what_cannot_be_planned_is_named(changes: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make_plan(replace(audioset(), **changes))
+
+
+def test_a_start_that_does_not_fit_is_refused_before_it_is_planned_for(tmp_path: Path, capsys) -> None:
+    shards = write_dataset(tmp_path / "shards")
+    manifest = Manifest.load(shards)
+    save_pretrained(
+        build_model("hip_nano", modalities_of(manifest)),
+        tmp_path / "trained",
+        {"data": manifest.data_card(), "model_name": "hip_nano"},
+    )
+    given = [f"shards={shards}", f"storage={tmp_path}", "scale=in_process", "engine=torch"]
+    assert plan_command([*given, "model=hip_nano", "init=trained"]) == 0
+    assert plan_command([*given, "model=hip_micro", "init=trained"]) == 2
+    assert "is hip_nano, another model than model=hip_micro" in capsys.readouterr().err
+    assert plan_command([*given, "model=hip_nano", "init=trianed"]) == 2
+    assert "init=trianed: no such file, run or registered model" in capsys.readouterr().err
 
 
 def test_unknown_devices_are_named() -> None:
