@@ -11,6 +11,7 @@ from pipeline.errors import nearest
 VERBS = {
     "demo": "the whole path on this machine with clips that it makes",
     "preprocess": "raw media to token shards",
+    "combine": "several datasets of token shards as one",
     "inspect": "what is in a dataset of token shards",
     "pretrain": "masked-autoencoder pretraining",
     "tune": "search over geometry and training settings",

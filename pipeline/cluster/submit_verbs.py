@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,9 @@ class SentVerb:
 SENT_VERBS = {
     "preprocess": SentVerb(
         "pipeline.preprocess.options:PreprocessOptions", ("source", "shards", "media_root"), identity=("shards",)
+    ),
+    "combine": SentVerb(
+        "pipeline.preprocess.combine:CombineOptions", ("datasets", "shards"), identity=("shards",), in_driver=True
     ),
     "inspect": SentVerb("pipeline.shards.options:InspectOptions", ("shards",), in_driver=True),
     "pretrain": SentVerb(
@@ -103,9 +107,8 @@ def check_places(name: str, options: Any) -> list[str]:
         UserError: a path that is relative to this machine's current folder or home, or a Ray of the job's own.
     """
     verb, found = sent_verb(name), []
-    for key in (*verb.places, *verb.names):
-        value = value_of(options, key)
-        if value is None or not is_local(value):
+    for key, value in _places_of(verb, options):
+        if not is_local(value):
             continue
         path = str(value).removeprefix("file://")
         if key in verb.names and not path.startswith((".", "~", "/")):
@@ -120,6 +123,14 @@ def check_places(name: str, options: Any) -> list[str]:
     if ray is not None and ray.address is not None:
         raise UserError(f"ray.address={ray.address}: a submitted job uses the cluster it was sent to; leave it out")
     return found
+
+
+def _places_of(verb: SentVerb, options: Any) -> Iterator[tuple[str, str]]:
+    for key in (*verb.places, *verb.names):
+        value = value_of(options, key)
+        for place in value if isinstance(value, tuple) else (value,):
+            if place is not None:
+                yield key, place
 
 
 def submission_base(name: str, options: Any) -> str:

@@ -21,6 +21,7 @@ from pipeline.evaluate.options import EmbedOptions
 from pipeline.evaluate.reading import Progress, examples_a_read, read_ahead, spans
 from pipeline.ingest.spread import spread
 from pipeline.shards.reader import Batch, ShardReader
+from pipeline.shards.schema import ModalitySpec
 
 # Arrays by name, one row an example, but for ``labels``: one JSON list of the labels of each read.
 Piece = dict[str, np.ndarray]
@@ -37,6 +38,7 @@ class EmbedRequest:
     count: int
     level_count: int  # levels 0 .. level_count - 1; more than the encoder has asks for the decoder too
     modalities: tuple[str, ...] | None = None  # hide all others; none: hide nothing
+    absent: tuple[ModalitySpec, ...] = ()  # what the model reads and the dataset does not have; both are in the key
 
     def key(self, weights: str, fingerprint: str) -> str:
         """The folder name of the finished pieces."""

@@ -90,6 +90,7 @@ def validate(run: FinetuneRun) -> EvaluationReport | None:
             storage=options.storage,
             split=options.validation_split,
             fit_split=options.split,
+            absent=options.absent,
             seed=options.seed,
             device=str(run.engine.device.type),
             interval=options.interval,

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from pipeline.errors import UserError
-from pipeline.evaluate.balance import BalancedOrder, class_weights
+from pipeline.evaluate.balance import class_weights
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.probe import check_labels, is_multilabel
 from pipeline.ingest.order import ExampleOrder
 from pipeline.ingest.spread import spread
+from pipeline.ingest.weighted import WeightedOrder
+from pipeline.shards.combined import draw_weights
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
+from pipeline.shards.schema import ModalitySpec
 
 
 class RowOrder(ExampleOrder):
@@ -41,13 +45,15 @@ class LabelledSplit:
         return len(self.rows)
 
     @classmethod
-    def open(cls, options: FinetuneOptions, manifest: Manifest) -> LabelledSplit:
+    def open(cls, options: FinetuneOptions, manifest: Manifest, absent: Sequence[ModalitySpec] = ()) -> LabelledSplit:
         """Read all labels, decide the task, and drop what has no label (classification only).
+
+        Every example lacks what is ``absent``.
 
         Raises:
             UserError: no labels, or several on one example where one is needed.
         """
-        reader = ShardReader(options.shards, split=options.split)
+        reader = ShardReader(options.shards, split=options.split, absent=absent)
         labels = read_labels(reader)
         check_labels(labels, list(manifest.label_names), options.split)
         several = is_multilabel(labels)
@@ -58,9 +64,11 @@ class LabelledSplit:
         if options.limit.fit_examples is not None:
             rows = rows[spread(options.limit.fit_examples, len(rows))]
         order: ExampleOrder = RowOrder(rows, options.seed, manifest.fingerprint)
-        if options.class_balance:
+        shares = draw_weights(manifest, options.split)
+        if options.class_balance or shares is not None:
             weights = class_weights([labels[row] for row in rows], options.class_balance)
-            order = BalancedOrder(rows, weights, options.seed, manifest.fingerprint)
+            weights = weights if shares is None else weights * shares[rows]
+            order = WeightedOrder(rows, weights, options.seed, manifest.fingerprint)
         return cls(reader, rows, order, "multilabel" if multilabel else "classification")
 
 

@@ -75,6 +75,7 @@ class FinetuneOptions:
     resume: str = "auto"  # auto: continue a run of this name | never: refuse one | must: refuse to start one
     seed: int = 0
     resize_positions: bool = False  # allow another resolution: position tables are interpolated
+    absent: tuple[str, ...] = ()  # modalities of ``init`` that this dataset does not have
     class_balance: float = 0.0  # 0: each example once an epoch; 1: each class as often; between: by count ** -balance
     run: RunOptions = field(default_factory=RunOptions)
     model: ModelOptions = field(default_factory=lambda: ModelOptions(name="hip_micro"))  # from scratch only
@@ -111,5 +112,7 @@ class FinetuneOptions:
         check_whole_gpus(self.scale)
         if self.scale.workers:
             check_batch(self.batch, self.scale)
+        if self.absent and self.init is None:
+            raise UserError(f"absent={list(self.absent)} is for init=; a model made here has what the dataset has")
         if self.mode == "probe" and self.init is None:
             raise UserError("mode=probe trains the head alone, so it needs init=<run, folder or registered model>")

@@ -17,7 +17,7 @@ from pipeline.evaluate.head import load_head
 from pipeline.evaluate.transfer import Start
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state, same_everywhere
-from pipeline.train.differences import differences, flatten
+from pipeline.train.differences import default_values, differences, flatten
 from pipeline.train.plan import code_version
 from pipeline.train.resume import RunRecord, without_keys
 
@@ -38,11 +38,18 @@ def defining(options: FinetuneOptions, start: Start) -> dict[str, Any]:
     return without_keys(flatten(json.loads(json.dumps(values, default=str))), _FREE)
 
 
+def config_hash(options: FinetuneOptions, start: Start) -> str:
+    """Equal for options that compute the same; an option that comes later changes nothing while it is left alone."""
+    defaults = default_values(FinetuneOptions)
+    chosen = {key: value for key, value in defining(options, start).items() if value != defaults.get(key)}
+    return _digest(json.dumps(chosen, sort_keys=True))[:16]
+
+
 def run_name(options: FinetuneOptions, start: Start, manifest: Manifest) -> str:
     """The name given, or one that the same command on the same data finds again."""
     if options.run.name is not None:
         return options.run.name
-    key = json.dumps(defining(options, start), sort_keys=True) + manifest.fingerprint
+    key = config_hash(options, start) + manifest.fingerprint
     what = options.model.name if options.init is None else options.mode
     return f"finetune-{what.replace('/', '-')}-{_digest(key)[:8]}"
 
@@ -50,10 +57,11 @@ def run_name(options: FinetuneOptions, start: Start, manifest: Manifest) -> str:
 def record_of(options: FinetuneOptions, start: Start, manifest: Manifest, name: str) -> RunRecord:
     """The fresh content of ``run.json``."""
     values = json.loads(json.dumps(asdict(options), default=str))
-    digest = _digest(json.dumps(defining(options, start), sort_keys=True))[:16]
     before = RunRecord.read(storage.join(options.storage, name))
     attempts = 1 if before is None else before.attempts + 1
-    return RunRecord(name, "running", values, digest, manifest.fingerprint, code_version(), attempts=attempts)
+    return RunRecord(
+        name, "running", values, config_hash(options, start), manifest.fingerprint, code_version(), attempts=attempts
+    )
 
 
 def check_previous(options: FinetuneOptions, start: Start, folder: str, manifest: Manifest) -> None:

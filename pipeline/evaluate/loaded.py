@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from hip_model.export import from_pretrained, load_metadata
 from hip_model.normalisation import Normalisation, normalisations_from_card
 from hip_model.selection import EMPTY_SLOT, TokenSelection
 from pipeline.errors import UserError
-from pipeline.shards.data_fit import check_fit
+from pipeline.shards.data_fit import absent_modalities, check_fit
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.schema import ModalitySpec
 
 WEIGHTS_FILE = "model.safetensors"
 
@@ -117,12 +118,19 @@ def _open(folder: Path, device: torch.device) -> Any:
     return from_pretrained(folder, device)
 
 
-def check_model_fits(loaded: LoadedModel, manifest: Manifest, shards: str) -> None:
+def check_model_fits(
+    loaded: LoadedModel, manifest: Manifest, shards: str, absent: Sequence[str] = ()
+) -> tuple[ModalitySpec, ...]:
     """Promise 6: a model is only ever given the data that it was made for.
+
+    Returns: the modalities named in ``absent``, which the model has and the data need not have.
 
     Raises:
         UserError: naming each difference.
     """
     known = set(loaded.modality_names)
     specs = [spec for spec in loaded.metadata["data"]["modalities"] if spec["name"] in known]
-    check_fit(specs, [spec.to_dict() for spec in manifest.modalities], shards)
+    given = [spec.to_dict() for spec in manifest.modalities]
+    lacking = absent_modalities(specs, given, absent)
+    check_fit(specs, [*given, *(spec.to_dict() for spec in lacking)], shards)
+    return lacking

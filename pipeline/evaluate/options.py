@@ -158,6 +158,7 @@ class EvaluateOptions:
     storage: str = "hip-runs"  # folder or URI of all runs
     split: str = "validation"  # scored
     fit_split: str = "train"  # probes and neighbours are fitted on this
+    absent: tuple[str, ...] = ()  # modalities of the model that this dataset does not have
     seed: int = 0
     threads: int = 0  # torch threads; 0: leave as it is
     device: str = "auto"  # auto | cpu | cuda

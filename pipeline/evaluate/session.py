@@ -24,6 +24,7 @@ class Session:
     weights: str  # their digest, taken at once: the checkpoint of a run in training is deleted some steps later
     manifest: Manifest
     folder: str
+    absent: tuple[ModalitySpec, ...] = ()  # what the model reads and the dataset does not have
     _readers: dict[str, ShardReader] = field(default_factory=dict)
 
     def reader(self, split: str) -> ShardReader:
@@ -33,7 +34,7 @@ class Session:
             UserError: the dataset has no such split.
         """
         if split not in self._readers:
-            self._readers[split] = ShardReader(self.options.shards, split=split)
+            self._readers[split] = ShardReader(self.options.shards, split=split, absent=self.absent)
         return self._readers[split]
 
     @property
@@ -58,6 +59,7 @@ class Session:
             count=self.count(split),
             level_count=level_count or self.loaded.num_encoder_levels,
             modalities=modalities,
+            absent=self.absent,
         )
         cache = self.options.embed.cache or storage.join(self.folder, "embeddings")
         return embed(self.loaded, self.weights, self.reader(split), request, self.options.embed, cache)
@@ -104,8 +106,8 @@ def open_session(options: EvaluateOptions, folder: str) -> Session:
     if options.task == "segmentation" and options.segmentation.voc is not None:
         _make_voc(options, loaded)
     manifest = Manifest.load(options.shards)
-    check_model_fits(loaded, manifest, options.shards)
-    return Session(options, loaded, weights, manifest, folder)
+    absent = check_model_fits(loaded, manifest, options.shards, options.absent)
+    return Session(options, loaded, weights, manifest, folder, absent)
 
 
 def _make_voc(options: EvaluateOptions, loaded: LoadedModel) -> None:

@@ -15,7 +15,9 @@ from pipeline.errors import UserError
 from pipeline.evaluate.baseline import PREFIX, build_baseline, is_baseline, open_baseline
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.seeding import derive_seed
+from pipeline.shards.data_fit import absent_modalities
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.schema import ModalitySpec
 from pipeline.train.warm_start import fit_to_data
 
 
@@ -27,6 +29,7 @@ class Start:
     normalisations: dict[str, Normalisation]
     metadata: dict[str, Any]
     weights: str | None = None  # digest of the weights; none: from scratch
+    absent: tuple[ModalitySpec, ...] = ()  # what the model reads and the dataset does not have
 
 
 def starting_model(options: FinetuneOptions, manifest: Manifest) -> Start:
@@ -63,6 +66,12 @@ def _pretrained(options: FinetuneOptions, manifest: Manifest) -> Start:
     metadata = load_metadata(folder)
     model = open_baseline(folder) if is_baseline(folder) else from_pretrained(folder)
     weights = weights_digest(folder)  # at once: the checkpoint of a run in training is deleted some steps later
-    model = fit_to_data(model, metadata, manifest, options.shards, options.resize_positions)
+    known = {modality.name for modality in model.modalities}
+    specs = [spec for spec in metadata.get("data", {}).get("modalities", []) if spec["name"] in known]
+    absent = absent_modalities(specs, [spec.to_dict() for spec in manifest.modalities], options.absent)
+    model = fit_to_data(model, metadata, manifest, options.shards, options.resize_positions, absent)
     card = {**manifest.data_card(), "normalisation": metadata["data"]["normalisation"]}
-    return Start(model, normalisations_from_card(metadata["data"]), {**metadata, "data": card}, weights)
+    if absent:  # the model still reads them
+        card["modalities"] = [*card["modalities"], *(spec.to_dict() for spec in absent)]
+        card["recipe"] = metadata["data"].get("recipe", {})
+    return Start(model, normalisations_from_card(metadata["data"]), {**metadata, "data": card}, weights, absent)

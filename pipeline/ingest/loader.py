@@ -167,7 +167,7 @@ class BatchLoader:
             spec.name: torch.empty(
                 (count, spec.num_tokens, spec.num_channels), dtype=getattr(torch, spec.dtype), pin_memory=True
             )
-            for spec in self._reader.manifest.modalities
+            for spec in self._reader.specs
         }
 
 

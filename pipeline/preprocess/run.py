@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from pipeline.errors import DataError, Interrupted
+from pipeline.errors import DataError, Interrupted, UserError
 from pipeline.preprocess.graph import identify_all, needs_cluster, run_tasks
 from pipeline.preprocess.identify import Identity
 from pipeline.preprocess.ledger import LedgerRow, TaskRecord, forget, load_done, write_quarantine
@@ -32,6 +32,7 @@ from pipeline.preprocess.sources import list_sources
 from pipeline.preprocess.task import ShardTask
 from pipeline.preprocess.watch import Watch
 from pipeline.ray_session import ray_session
+from pipeline.shards.combined import is_combined
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import absolute, is_local, local_path, redact
 
@@ -61,6 +62,10 @@ def run_preprocess(options: PreprocessOptions) -> PreprocessReport:
         Interrupted: Ctrl-C; what is done is kept.
     """
     started = time.monotonic()
+    if is_combined(options.shards):
+        raise UserError(
+            f"shards={redact(options.shards)} is a combined dataset; preprocess into another folder, then hip combine"
+        )
     sources = list_sources(options)
     try:
         with ExitStack() as stack:

@@ -80,6 +80,7 @@ class PromoteOptions:
     rollback: bool = False  # move the alias back to the version that it pointed at before
     shards: str | None = None  # dataset to evaluate both on; none: the evaluations already recorded on the versions
     task: str = "reconstruction"  # evaluation task when shards is given
+    absent: tuple[str, ...] = ()  # modalities that shards does not have, of versions that read them
     gate: GateOptions = field(default_factory=GateOptions)
     tracking: TrackingOptions = field(default_factory=TrackingOptions)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hip_model.export import load_metadata
 from pipeline.errors import DataError, UserError
 from pipeline.evaluate.resampling import Estimate
 from pipeline.registry.client import connect, version_by_reference
@@ -136,11 +137,13 @@ def _measure(options: PromoteOptions, version: Any) -> dict[str, Estimate]:
     assert options.shards is not None
     folder: Path = resolve_registered(f"models:/{version.name}/{version.version}", options.storage, options.tracking)
     logger.info("evaluating version %s on %s", version.version, redact(options.shards))
+    known = {spec["name"] for spec in load_metadata(folder)["data"]["modalities"]}
     report = evaluate(
         EvaluateOptions(
             shards=options.shards,
             model=str(folder),
             task=options.task,
+            absent=tuple(name for name in options.absent if name in known),
             storage=options.storage,
             tracking=options.tracking,
         )

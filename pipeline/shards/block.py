@@ -61,8 +61,9 @@ class Block:
         return [(address + row * size, size) for address, size in sizes]
 
     def present(self, name: str, row: int) -> bool:
-        """Whether the row has this modality."""
-        return bool(self._present[name][row])
+        """Whether the row has this modality; none has one that its dataset does not know."""
+        there = self._present.get(name)
+        return bool(there and there[row])
 
     def example_id(self, row: int) -> bytes:
         """The 16 bytes that name the example."""
@@ -95,8 +96,8 @@ class Block:
         Raises:
             RowMismatchError: the copy differs from what was written.
         """
-        size = len(target)
-        if not self._present[name][row]:
+        size, there = len(target), self._present.get(name)
+        if not (there and there[row]):
             target[:] = bytes(size)
             return False
         target[:] = self._bytes[name][row * size : (row + 1) * size]
@@ -110,7 +111,8 @@ class Block:
         Raises:
             RowMismatchError: the copy differs from what was written.
         """
-        if not self._present[name][row]:
+        there = self._present.get(name)
+        if not (there and there[row]):
             target[...] = 0
             return False
         np.copyto(target, self._tokens[name][row])

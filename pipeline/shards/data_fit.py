@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pipeline.errors import UserError
+from pipeline.errors import UserError, nearest
+from pipeline.shards.schema import ModalitySpec
 
 # What a value means to the model: where these differ, every number that comes out is wrong without a sign of it.
-_COMPARED = ("shape", "num_channels", "dtype", "token_order", "sampling")
+COMPARED = ("shape", "num_channels", "dtype", "token_order", "sampling")
+
+_ASIDE = " (where that is meant, evaluation and fine-tuning take absent=[…])"
 
 
 def differences(model_specs: Iterable[Mapping[str, Any]], data_specs: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -22,13 +25,33 @@ def differences(model_specs: Iterable[Mapping[str, Any]], data_specs: Iterable[M
     for spec in model_specs:
         name = str(spec["name"])
         if name not in in_data:
-            found.append(f"the model reads {name!r}, the data has {', '.join(sorted(in_data)) or 'nothing'}")
+            found.append(f"the model reads {name!r}, the data has {', '.join(sorted(in_data)) or 'nothing'}{_ASIDE}")
             continue
-        for key in _COMPARED:
+        for key in COMPARED:
             wanted, given = _plain(spec.get(key)), _plain(in_data[name].get(key))
             if wanted is not None and wanted != given:
                 found.append(f"{name}.{key}: the model was trained on {wanted}, the data has {given}")
     return found
+
+
+def absent_modalities(
+    model_specs: Iterable[Mapping[str, Any]], data_specs: Iterable[Mapping[str, Any]], absent: Sequence[str]
+) -> tuple[ModalitySpec, ...]:
+    """The modalities of a model that its user says the data do not have.
+
+    Raises:
+        UserError: the model has no such modality, the data have it, or nothing would be left.
+    """
+    known = {str(spec["name"]): spec for spec in model_specs}
+    there = {str(spec["name"]) for spec in data_specs}
+    for name in absent:
+        if name not in known:
+            raise UserError(f"absent: the model has no modality {name!r}; {nearest(name, known)}")
+        if name in there:
+            raise UserError(f"absent: the data do have {name!r}; leave it out of absent=")
+    if absent and not known.keys() - set(absent):
+        raise UserError(f"absent={list(absent)} leaves the model nothing to read")
+    return tuple(ModalitySpec.from_dict(dict(known[name])) for name in dict.fromkeys(absent))
 
 
 def check_fit(model_specs: Iterable[Mapping[str, Any]], data_specs: Iterable[Mapping[str, Any]], shards: str) -> None:

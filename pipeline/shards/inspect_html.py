@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.errors import DataError
-from pipeline.shards.inspect_text import channel_rows, duration_text, size_text
+from pipeline.shards.inspect_text import channel_rows, duration_text, member_text, size_text
 from pipeline.shards.pictures import histogram, picture
 from pipeline.shards.reader import Batch, ShardReader
 
@@ -48,6 +48,7 @@ def _sections(summary: dict[str, Any], uri: str, samples: int) -> Iterator[str]:
     ]
     rows.append(("all", f"{summary['examples']:,}", f"{summary['shards']:,}", size_text(summary["bytes"])))
     yield _table(("split", "examples", "shards", "size"), rows)
+    yield from (f"<p>{escape(member_text(member))}</p>" for member in summary["members"])
     yield from _verified(summary["verified"])
     yield "<h2>Modalities</h2>"
     yield from map(_modality, summary["modalities"])

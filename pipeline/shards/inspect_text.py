@@ -51,11 +51,18 @@ def _lines(summary: dict[str, Any]) -> Iterator[str]:
     for name, split in summary["splits"].items():
         size = size_text(split["bytes"])
         yield f"    {name:<12} {split['examples']:>12,} examples {split['shards']:>7,} shards {size:>10}"
+    yield from map(member_text, summary["members"])
     for modality in summary["modalities"]:
         yield from _modality_lines(modality)
     yield from _class_lines(summary)
     yield from _quarantine_lines(summary["quarantine"])
     yield from _verified_lines(summary["verified"])
+
+
+def member_text(member: dict[str, Any]) -> str:
+    """A dataset of a combined one, and the part of training that is drawn from it."""
+    share = "each once an epoch" if member["share"] is None else f"{member['share']:.3g} of what training draws"
+    return f"    of {member['uri']}: {member['examples']:,} examples, {share}"
 
 
 def _modality_lines(modality: dict[str, Any]) -> Iterator[str]:

@@ -79,6 +79,7 @@ class LocalBlocks:
 
     def __init__(self, uri: str, manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
         self._uri = uri
+        self._manifest = manifest
         self._specs = manifest.modalities
         self._shards = shards
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -86,6 +87,7 @@ class LocalBlocks:
         self._thread = local()
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self._max_open = max(8, min(1024, descriptors // 2))
+        self.cache_blocks: int | None = None  # nothing is copied
 
     def block(self, shard: int, index: int) -> Block:
         """Record batch ``index`` of shard number ``shard``."""
@@ -101,6 +103,9 @@ class LocalBlocks:
         if before is None or reads > before:
             for shard, index, rows in shards_blocks_rows:
                 self._shard(shard).ask(index, rows)
+
+    def fetch(self, shard: int, index: int) -> None:
+        """A local block is where it is needed."""
 
     def _shard(self, shard: int) -> OpenShard:
         with self._lock:
@@ -118,6 +123,14 @@ class LocalBlocks:
     def forget(self, shard: int, index: int) -> bool:
         """A local block is the original: there is no second copy to try."""
         return False
+
+    def place_of(self, shard: int) -> tuple[str, Manifest, str]:
+        """Folder and manifest of the dataset, and the name of shard number ``shard``."""
+        return self._uri, self._manifest, self._shards[shard].name
+
+    def labels_of(self, shard: int) -> Sequence[int]:
+        """Labels are numbered as they are stored."""
+        return ()
 
     def close(self) -> None:
         """Unmap everything that no batch still uses."""

@@ -18,11 +18,20 @@ MANIFEST_NAME = "manifest.json"
 
 
 @dataclass(frozen=True)
+class Member:
+    """A dataset inside a combined one: where it is, and which part of the training draws come from it."""
+
+    uri: str
+    manifest: Manifest
+    share: float | None  # none: each example once an epoch
+
+
+@dataclass(frozen=True)
 class Manifest:
     """One dataset: modalities, shards in order, label names and lineage.
 
     ``lineage`` (recipe, source, config, code version) is part of the fingerprint; ``notes`` (wall-clock times, host
-    names) is not.
+    names) is not. A combined dataset has ``members``, whose shards it lists under ``<number>/<name>``.
     """
 
     modalities: tuple[ModalitySpec, ...]
@@ -30,6 +39,7 @@ class Manifest:
     label_names: tuple[str, ...] = ()
     lineage: dict[str, Any] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+    members: tuple[Member, ...] = ()
 
     def __post_init__(self) -> None:
         names = [shard.name for shard in self.shards]
@@ -58,7 +68,12 @@ class Manifest:
         if not isinstance(values, dict):
             raise DataError(f"{shown} is not a manifest; run hip preprocess again to rewrite it")
         check_format_version(values.get("format_version"), shown)
-        manifest = cls.from_dict(values)
+        if "members" in values:
+            from pipeline.shards.combined import load_members  # which is built on this
+
+            manifest = load_members(values, shown)
+        else:
+            manifest = cls.from_dict(values)
         if values.get("fingerprint") != manifest.fingerprint:
             raise DataError(
                 f"{shown} does not match its own fingerprint: it was edited or damaged; "
@@ -84,6 +99,10 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the manifest is incomplete or damaged: {error!r}") from error
 
+    def places(self, uri: str) -> list[tuple[str, Manifest]]:
+        """Folder and manifest of each dataset that has the shards: this one at ``uri``, or its members."""
+        return [(member.uri, member.manifest) for member in self.members] or [(uri, self)]
+
     def write(self, uri: str) -> None:
         """Write ``manifest.json`` into the dataset folder, atomically; call it last."""
         text = json.dumps(self.to_dict(), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
@@ -91,8 +110,10 @@ class Manifest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready form, with the derived counts and the fingerprint."""
+        members = [{**_described(member), "uri": member.uri} for member in self.members]
         return {
             **self._defining(),
+            **({"members": members} if members else {}),
             "fingerprint": self.fingerprint,
             "num_examples": self.num_examples(),
             "splits": self.splits,
@@ -159,6 +180,9 @@ class Manifest:
         }
 
     def _defining(self) -> dict[str, Any]:
+        if self.members:  # wherever they are
+            members = [_described(member) for member in self.members]
+            return {"format_version": FORMAT_VERSION, "members": members, "lineage": self.lineage}
         return {
             "format_version": FORMAT_VERSION,
             "modalities": [spec.to_dict() for spec in self.modalities],
@@ -166,6 +190,10 @@ class Manifest:
             "label_names": list(self.label_names),
             "lineage": self.lineage,
         }
+
+
+def _described(member: Member) -> dict[str, Any]:
+    return {"fingerprint": member.manifest.fingerprint, "share": member.share}
 
 
 def describe(sums: ChannelSums) -> dict[str, Any]:

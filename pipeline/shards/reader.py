@@ -10,10 +10,11 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards.block import LARGE_BYTES, Description, RowMismatchError
-from pipeline.shards.local import LocalBlocks
+from pipeline.shards.combined import open_blocks
 from pipeline.shards.manifest import Manifest
-from pipeline.shards.remote import CacheOptions, RemoteBlocks
-from pipeline.storage import is_local, join, redact
+from pipeline.shards.remote import CacheOptions
+from pipeline.shards.schema import ModalitySpec
+from pipeline.storage import join, redact
 
 _BLOCKS_AT_ONCE = 32  # record batches that are described before their tokens are copied
 
@@ -53,6 +54,7 @@ class ShardReader:
 
     Local shards are memory-mapped; of remote ones whole record batches are fetched into a bounded cache. Safe to use
     from several threads. With ``verify`` each row is checked after it was copied and before it is returned.
+    ``absent`` are modalities that the dataset does not have: they are missing from every example.
 
     Raises:
         UserError: no dataset at ``uri``, no such split, or a cache that is too small.
@@ -60,25 +62,31 @@ class ShardReader:
     """
 
     def __init__(
-        self, uri: str, split: str | None = None, verify: bool = True, cache: CacheOptions | None = None
+        self,
+        uri: str,
+        split: str | None = None,
+        verify: bool = True,
+        cache: CacheOptions | None = None,
+        absent: Sequence[ModalitySpec] = (),
     ) -> None:
         self.uri = str(uri)
         self.split = split
         self.manifest = Manifest.load(self.uri)
         self._verify = verify
         self._shards = self.manifest.shards_of(split)
-        self._specs = {spec.name: spec for spec in self.manifest.modalities}
+        self._specs = {spec.name: spec for spec in (*self.manifest.modalities, *absent)}
         self._row_bytes = {name: spec.row_bytes for name, spec in self._specs.items()}
         self._first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._rows_per_block = np.array([shard.rows_per_batch for shard in self._shards], np.int64)
-        self._blocks: LocalBlocks | RemoteBlocks
-        if is_local(self.uri):
-            self._blocks = LocalBlocks(self.uri, self.manifest, self._shards)
-        else:
-            self._blocks = RemoteBlocks(self.uri, self.manifest, self._shards, cache or CacheOptions())
+        self._blocks = open_blocks(self.uri, self.manifest, split, cache or CacheOptions())
 
     def __len__(self) -> int:
         return int(self._first_rows[-1])
+
+    @property
+    def specs(self) -> tuple[ModalitySpec, ...]:
+        """What ``read`` gives, in this order."""
+        return tuple(self._specs.values())
 
     @property
     def row_bytes(self) -> int:
@@ -138,9 +146,8 @@ class ShardReader:
     @property
     def cache_examples(self) -> int | None:
         """Examples whose record batches the cache of a remote dataset holds; None for shards on this machine."""
-        if not isinstance(self._blocks, RemoteBlocks):
-            return None
-        return self._blocks.cache_blocks * len(self) // (len(self.block_bounds()) - 1)
+        held = self._blocks.cache_blocks
+        return None if held is None else held * len(self) // (len(self.block_bounds()) - 1)
 
     def blocks_of(self, indices: np.ndarray) -> list[tuple[int, int]]:
         """Shard and record batch of examples ``indices``, each once, in the order in which ``read`` needs them."""
@@ -153,8 +160,7 @@ class ShardReader:
             DataError: the shard is missing.
             InfrastructureError: the store does not answer, or the disk is full.
         """
-        if isinstance(self._blocks, RemoteBlocks):
-            self._blocks.fetch(shard, block_index)
+        self._blocks.fetch(shard, block_index)
 
     def close(self) -> None:
         """Unmap shards; batches already returned stay valid."""
@@ -172,9 +178,8 @@ class ShardReader:
             start = end
 
     def _expect(self, groups: Sequence[_Group]) -> None:
-        if isinstance(self._blocks, LocalBlocks):
-            with suppress(DataError):  # reading meets it again, and says how to mend it
-                self._blocks.expect([group[:3] for group in groups])
+        with suppress(DataError):  # reading meets it again, and says how to mend it
+            self._blocks.expect([group[:3] for group in groups])
 
     def _read_blocks(
         self,
@@ -193,6 +198,10 @@ class ShardReader:
             for row, slot in zip(rows, slots, strict=True):
                 described[slot] = block.describe_checked(row) if self._verify else block.describe(row)
                 places.append((block, row, slot))
+            if numbers := self._blocks.labels_of(shard):
+                for slot in slots:
+                    example_id, source, start, labels = described[slot]
+                    described[slot] = (example_id, source, start, tuple(numbers[label] for label in labels))
         for name, array in arrays.items():
             is_there, size = present[name], self._row_bytes[name]
             if size >= LARGE_BYTES:
@@ -232,10 +241,10 @@ class ShardReader:
         )
 
     def _remedy(self, shard: int) -> str:
-        return rebuild_hint(self.manifest, self.uri, self._shards[shard].name)
+        return rebuild_hint(*self._blocks.place_of(shard))
 
 
-def rebuild_hint(manifest: Manifest, uri: str, shard_name: str) -> str:
+def rebuild_hint(uri: str, manifest: Manifest, shard_name: str) -> str:
     """The sentence that tells how to rebuild one shard alone."""
     source = redact(str(manifest.notes.get("source", "<media>")))
     return (

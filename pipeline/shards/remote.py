@@ -114,6 +114,7 @@ class RemoteBlocks:
 
     def __init__(self, uri: str, manifest: Manifest, shards: Sequence[ShardRecord], cache: CacheOptions) -> None:
         self._uri = uri
+        self._manifest = manifest
         self._specs = manifest.modalities
         self._shards = shards
         self._schema = shard_schema(self._specs, {})
@@ -129,7 +130,7 @@ class RemoteBlocks:
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
         self._lock = Lock()
         self._block_locks = [Lock() for _ in range(_OPEN_BLOCKS)]
-        self.cache_blocks = cache.limit_bytes // max(1, largest)
+        self.cache_blocks: int | None = cache.limit_bytes // max(1, largest)
 
     def block(self, shard: int, index: int) -> Block:
         """Record batch ``index`` of shard number ``shard``."""
@@ -152,12 +153,23 @@ class RemoteBlocks:
                 if self._cache.find(name) is None:
                     self._cache.store(name, self._fetch(shard, self._shards[shard].batches[index]))
 
+    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+        """What is read next has to be fetched, which its thread does."""
+
     def forget(self, shard: int, index: int) -> bool:
         """Drop the local copy of a block whose row did not match, so that it is fetched again."""
         with self._lock:
             self._blocks.pop((shard, index), None)
         self._cache.drop(self._name(shard, index))
         return True
+
+    def place_of(self, shard: int) -> tuple[str, Manifest, str]:
+        """Folder and manifest of the dataset, and the name of shard number ``shard``."""
+        return self._uri, self._manifest, self._shards[shard].name
+
+    def labels_of(self, shard: int) -> Sequence[int]:
+        """Labels are numbered as they are stored."""
+        return ()
 
     def close(self) -> None:
         """Let go of remote files and mapped blocks; the cache stays for the next run."""

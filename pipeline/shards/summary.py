@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from pipeline.shards.manifest import Manifest, describe
+from pipeline.shards.manifest import Manifest, Member, describe
 from pipeline.shards.quarantine import load_quarantine
 from pipeline.shards.schema import FORMAT_VERSION, ModalitySpec
 from pipeline.shards.verify import ShardCheck, verify_dataset
@@ -35,6 +35,7 @@ def summarise(uri: str, verify: bool = False) -> dict[str, Any]:
         "modalities": [_modality(manifest, spec) for spec in manifest.modalities],
         "label_names": list(manifest.label_names),
         "class_examples": manifest.lineage.get("class_examples", {}),
+        "members": [_member(member) for member in manifest.members],
         "lineage": manifest.lineage,
         "notes": manifest.notes,
         "quarantine": {
@@ -52,6 +53,11 @@ def _split(manifest: Manifest, split: str) -> dict[str, Any]:
         "shards": len(shards),
         "bytes": sum(shard.bytes for shard in shards),
     }
+
+
+def _member(member: Member) -> dict[str, Any]:
+    examples = member.manifest.num_examples()
+    return {"uri": redact(member.uri), "examples": examples, "share": member.share}
 
 
 def _modality(manifest: Manifest, spec: ModalitySpec) -> dict[str, Any]:

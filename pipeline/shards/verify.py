@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -45,8 +45,10 @@ def verify_dataset(uri: str, manifest: Manifest | None = None) -> Iterator[Shard
         DataError: a damaged manifest.
     """
     known = manifest or Manifest.load(uri)
-    for record in known.shards:
-        yield verify_shard(uri, known, record)
+    names = iter(known.shards)
+    for place, dataset in known.places(uri):
+        for record in dataset.shards:
+            yield replace(verify_shard(place, dataset, record), name=next(names).name)
 
 
 def verify_shard(uri: str, manifest: Manifest, record: ShardRecord) -> ShardCheck:
@@ -63,7 +65,7 @@ def verify_shard(uri: str, manifest: Manifest, record: ShardRecord) -> ShardChec
         problems.append("the file is missing")
     except OSError as error:
         problems.append(f"the file cannot be read ({error})")
-    remedy = rebuild_hint(manifest, uri, record.name) if problems else ""
+    remedy = rebuild_hint(uri, manifest, record.name) if problems else ""
     return ShardCheck(record.name, record.rows, record.bytes, tuple(problems), remedy)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +21,9 @@ from pipeline.errors import UserError, nearest
 from pipeline.host_memory import keep_freed_memory
 from pipeline.ingest.loader import BatchLoader
 from pipeline.ingest.order import ExampleOrder
+from pipeline.ingest.weighted import WeightedOrder
 from pipeline.seeding import derive_seed
+from pipeline.shards.combined import draw_weights
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
 from pipeline.storage import absolute
@@ -148,9 +151,12 @@ class TrainingData:
         ingest = options.ingest
         reader = ShardReader(options.shards, TRAIN, cache=ingest.cache)
         bounds = reader.block_bounds() if ingest.order == "blocks" else None
-        order = ExampleOrder(
-            len(reader), options.seed, reader.manifest.fingerprint, ingest.order, bounds, ingest.window_blocks
-        )
+        how = (options.seed, reader.manifest.fingerprint, ingest.order, bounds, ingest.window_blocks)
+        weights = draw_weights(reader.manifest, TRAIN)
+        if weights is None:
+            order = ExampleOrder(len(reader), *how)
+        else:
+            order = WeightedOrder(np.arange(len(reader)), weights, *how)
         return cls(options, reader, order, rank, workers, pin_memory)
 
     def loader(self, start_examples: int) -> BatchLoader:

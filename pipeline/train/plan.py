@@ -86,8 +86,12 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         checkpoint_bytes=parameters * 16,
         engine=f"{options.engine.kind}{zero} {options.engine.precision}{recomputes}",
         init=options.init,
-        reading="" if is_local(options.shards) else reading(options.ingest, manifest),
+        reading="" if _is_here(options.shards, manifest) else reading(options.ingest, manifest),
     )
+
+
+def _is_here(shards: str, manifest: Manifest) -> bool:
+    return all(is_local(place) for place, _ in manifest.places(shards))
 
 
 def _check_recordable(options: PretrainOptions, manifest: Manifest, autoencoder: MaskedAutoencoder, parts: int) -> None:

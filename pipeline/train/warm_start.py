@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from hip_model.resolution import at_resolution
 from pipeline.errors import UserError
 from pipeline.shards.data_fit import check_fit
 from pipeline.shards.manifest import Manifest
+from pipeline.shards.schema import ModalitySpec
 from pipeline.storage import folder_here, join, local_path, write_atomic
 from pipeline.train.build import build_autoencoder
 from pipeline.train.options import PretrainOptions
@@ -76,16 +77,24 @@ def start_from_kept(
 
 
 def fit_to_data(
-    model: Any, metadata: Mapping[str, Any], manifest: Manifest, shards: str, resize_positions: bool
+    model: Any,
+    metadata: Mapping[str, Any],
+    manifest: Manifest,
+    shards: str,
+    resize_positions: bool,
+    absent: Sequence[ModalitySpec] = (),
 ) -> Any:
     """A pretrained model for these data; with ``resize_positions`` at their resolution, where it is another one.
+
+    The data need not have what is ``absent``.
 
     Raises:
         UserError: the data are not what the model was trained on; with every difference.
     """
     known = {modality.name for modality in model.modalities}
     wanted = [spec for spec in metadata["data"]["modalities"] if spec["name"] in known]
-    given = [spec.to_dict() for spec in manifest.modalities]
+    specs = [*manifest.modalities, *absent]
+    given = [spec.to_dict() for spec in specs]
     shapes = {spec["name"]: tuple(spec["shape"]) for spec in given}
     resized = [
         spec["name"] for spec in wanted if shapes.get(spec["name"], tuple(spec["shape"])) != tuple(spec["shape"])
@@ -101,7 +110,7 @@ def fit_to_data(
     # A different size changes the shape and what the recipe says about sampling; everything else must still agree.
     loose = [{**spec, "shape": None, "sampling": None} if spec["name"] in resized else spec for spec in wanted]
     check_fit(loose, given, shards)
-    return at_resolution(model, [spec.to_modality() for spec in manifest.modalities if spec.name in known])
+    return at_resolution(model, [spec.to_modality() for spec in specs if spec.name in known])
 
 
 def _folder_of(init: str | Path) -> Path:

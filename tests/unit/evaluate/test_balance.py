@@ -6,14 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import UserError
-from pipeline.evaluate.balance import BalancedOrder, class_weights
+from pipeline.evaluate.balance import class_weights
 from pipeline.evaluate.finetune_options import FinetuneOptions
+from pipeline.ingest.weighted import WeightedOrder
 
 WEIGHTS = st.lists(st.floats(0.001, 100), min_size=1, max_size=60).map(np.array)
 
 
-def order_of(weights: np.ndarray, seed: int = 0) -> BalancedOrder:
-    return BalancedOrder(np.arange(len(weights)) * 10, weights, seed, "fingerprint")
+def order_of(weights: np.ndarray, seed: int = 0) -> WeightedOrder:
+    return WeightedOrder(np.arange(len(weights)) * 10, weights, seed, "fingerprint")
 
 
 @settings(max_examples=80, deadline=None)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from evaluation_data import write_model, write_small_dataset
+from evaluation_data import IMAGE, example, write_dataset, write_model, write_small_dataset
 from mlflow.tracking import MlflowClient
 
 from hip_model.export import from_pretrained, load_metadata, save_pretrained
@@ -166,3 +166,21 @@ def test_given_shards_both_are_measured_there_before_the_alias_moves(
     with pytest.raises(PromotionRefusedError, match="does not replace version 2"):
         registry.promote(**measured)
     assert registry.champion() == "2"
+
+
+def test_versions_of_other_modalities_are_measured_on_what_is_there(
+    registry: _Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    rows = {split: [example(index, split) for index in range(30)] for split in ("train", "validation")}
+    for row in (row for split in rows.values() for row in split):
+        del row.arrays["audio"]
+    silent = write_dataset(tmp_path / "silent", rows, (IMAGE,))
+    registry.add_package(Path(write_model(tmp_path / "both", write_small_dataset(tmp_path / "shards"))))
+    registry.promote()
+    registry.add_package(Path(write_model(tmp_path / "pictures", silent)))
+    wanted = {"shards": silent, "task": "reconstruction"}
+    with pytest.raises(UserError, match="the model reads 'audio', the data has image"):
+        registry.promote(**wanted)
+    with pytest.raises(PromotionRefusedError, match="does not replace version 1"):  # neither was trained
+        registry.promote(**wanted, absent=("audio",))

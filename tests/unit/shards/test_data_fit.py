@@ -5,7 +5,7 @@ import json
 import pytest
 
 from pipeline.errors import UserError
-from pipeline.shards.data_fit import check_fit, differences
+from pipeline.shards.data_fit import absent_modalities, check_fit, differences
 from pipeline.shards.schema import ModalitySpec
 
 IMAGE = ModalitySpec("image", (8, 8), 3, "uint8", sampling={"height": 8, "fit": "crop"})
@@ -41,3 +41,26 @@ def test_each_difference_is_named(change, named):
 def test_a_missing_modality_is_named_with_what_is_there():
     with pytest.raises(UserError, match="the model reads 'audio', the data has image"):
         check_fit([IMAGE.to_dict(), AUDIO.to_dict()], [IMAGE.to_dict()], "/data")
+
+
+def test_what_is_said_to_be_absent_comes_from_the_model():
+    model = [IMAGE.to_dict(), AUDIO.to_dict()]
+    assert absent_modalities(model, [IMAGE.to_dict()], ["audio", "audio"]) == (AUDIO,)
+    assert absent_modalities(model, [IMAGE.to_dict()], []) == ()
+
+
+@pytest.mark.parametrize(
+    ("absent", "says"),
+    [
+        (["audoi"], r"absent: the model has no modality 'audoi'; did you mean 'audio'\?"),
+        (["image"], "absent: the data do have 'image'"),
+    ],
+)
+def test_nothing_else_can_be_absent(absent, says):
+    with pytest.raises(UserError, match=says):
+        absent_modalities([IMAGE.to_dict(), AUDIO.to_dict()], [IMAGE.to_dict()], absent)
+
+
+def test_something_has_to_be_left():
+    with pytest.raises(UserError, match="leaves the model nothing to read"):
+        absent_modalities([IMAGE.to_dict(), AUDIO.to_dict()], [], ["image", "audio"])
