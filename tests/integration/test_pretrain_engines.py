@@ -9,9 +9,10 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training_data import IMAGE, POINTS, write_dataset
+from training_data import IMAGE, POINTS, SOUND, write_dataset
 from two_ranks import run_on_two_ranks
 
+from pipeline.preprocess.combine import CombineOptions, run_combine
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.options import (
@@ -65,6 +66,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("pretrain")
     write_dataset(place / "shards", train=24, validation=8)
     write_dataset(place / "poisoned", train=24, validation=0, specs=(IMAGE, POINTS), poisoned=(5,))
+    members = [write_dataset(place / f"only_{spec.name}", 24, 0, (spec,)) for spec in (IMAGE, SOUND)]
+    run_combine(CombineOptions(tuple(members), str(place / "combined"), (1, 2)))
     return place
 
 
@@ -86,12 +89,15 @@ def runs(folder: Path) -> dict[str, dict[int, float]]:
         # Examples differ in how many tokens are scored; two micro-batches on each worker.
         "hidden": replace(make_options(folder, "hidden"), mask=MaskOptions("modality")),
         "poisoned": replace(make_options(folder, "poisoned", stage=1), shards=str(folder / "poisoned")),
+        # Parts of a batch have pictures alone, or sound alone.
+        "combined": replace(make_options(folder, "combined"), shards=str(folder / "combined")),
         # Last: DeepSpeed replaces torch's linear function for the rest of the process.
         "zero3": replace(
             make_options(folder, "zero3", stage=3),
             validation=ValidationOptions(every_steps=4, examples=5),
             figures=FigureOptions(every_steps=6, examples=2),
         ),
+        "combined3": replace(make_options(folder, "combined3", stage=3), shards=str(folder / "combined")),
         "warm_zero3": replace(make_options(folder, "warm_zero3", stage=3), init=trained),
         "again3_a": make_options(folder, "again3", stage=3, steps=4),
         "again3_b": make_options(folder, "again3", stage=3),
@@ -132,6 +138,13 @@ def test_two_workers_compute_what_one_does(folder: Path, runs: dict[str, dict[in
     assert sharded == pytest.approx(alone, rel=1e-6)
     # A second run of this process: DeepSpeed must not go on with the first one's process groups.
     assert losses_alone(make_options(folder, "alone_zero_again", "deepspeed", 2)) == sharded
+
+
+def test_workers_agree_where_a_part_lacks_a_modality(folder: Path, runs: dict[str, dict[int, float]]) -> None:
+    whole = replace(make_options(folder, "combined_alone", "torch", 0), shards=str(folder / "combined"))
+    alone = losses_alone(replace(whole, batch=BatchOptions(8)))
+    for name in ("combined", "combined3"):
+        assert runs[name] == pytest.approx(alone, rel=1e-5), name
 
 
 def test_workers_agree_where_examples_differ_in_how_many_tokens_are_scored(
