@@ -87,7 +87,8 @@ class RunPlan:
     examples: int
     dataset_bytes: int
     shards: int
-    decode_core_hours: float
+    decode_core_hours: float  # still to be done
+    is_decoded: bool
     steps: int
     workers: int
     examples_per_micro_batch: int
@@ -139,22 +140,25 @@ def make_plan(options: PlanOptions) -> RunPlan:
     state = optimizer_bytes(cost.parameters, value_bytes == 2, stage, workers)
     activations = micro * activation_bytes(config, modalities, mask_config(options.mask), value_bytes)
     compute = _compute_seconds(options, cost, device, share, value_bytes, config, manifest)
+    there = None if manifest is None or options.plan.examples or media is not None else manifest.shards_of(TRAIN)
     example_bytes = sum(_row_bytes(spec) for spec in specs)
-    read = share * example_bytes / _read_rate(options, workers)
+    dataset_bytes = examples * example_bytes if there is None else sum(shard.bytes for shard in there)
+    read = share * dataset_bytes / examples / _read_rate(options, workers)
     steps = options.duration.total_steps(examples, options.batch.global_size)
     hours = steps * max(compute, read) / 3600
     price = options.plan.usd_per_device_hour
     price = device.usd_per_hour.value if price is None else price
-    decode_hours = _decode_core_hours(options, specs, examples, media)
+    decode_hours = _decode_core_hours(options, specs, examples, media) if there is None else 0.0
     return RunPlan(
         model=options.model.name,
         parameters=cost.parameters,
         tokens_per_example=sum(modality.num_tokens for modality in modalities),
         training_flops_per_example=cost.training_flops,
         examples=examples,
-        dataset_bytes=examples * example_bytes,
-        shards=max(1, round(examples * example_bytes / SHARD_BYTES.value)),
+        dataset_bytes=dataset_bytes,
+        shards=max(1, round(dataset_bytes / SHARD_BYTES.value)) if there is None else len(there),
         decode_core_hours=decode_hours,
+        is_decoded=there is not None,
         steps=steps,
         workers=workers,
         examples_per_micro_batch=micro,
@@ -165,7 +169,7 @@ def make_plan(options: PlanOptions) -> RunPlan:
         device_memory_bytes=int(device.memory.value * GIB),
         compute_seconds_per_step=compute,
         read_seconds_per_step=read,
-        read_bytes_per_second=share * example_bytes / max(compute, read),
+        read_bytes_per_second=share * dataset_bytes / examples / max(compute, read),
         hours=hours,
         device_hours=hours * workers,
         usd=hours * workers * price + decode_hours * CPU_HOUR_USD.value,
@@ -182,7 +186,7 @@ def describe_plan(plan: RunPlan) -> str:
                   f"{plan.training_flops_per_example / 1e9:,.4g} GFLOP an example"),
         ("data", f"{plan.examples:,} examples of {plan.tokens_per_example:,} tokens, "
                  f"{plan.dataset_bytes / 1e9:,.4g} GB in {plan.shards:,} shards"),
-        ("decode", f"{plan.decode_core_hours:,.3g} core-hours, once"),
+        ("decode", "done" if plan.is_decoded else f"{plan.decode_core_hours:,.3g} core-hours, once"),
         ("steps", f"{plan.steps:,} on {plan.workers} workers, {plan.examples_per_micro_batch} examples at once each"),
         ("memory", f"{plan.state_bytes / GIB:.2f} GiB state + {plan.activation_bytes / GIB:.2f} GiB activations, "
                    f"{plan.memory_bytes / GIB:.2f} of {plan.device_memory_bytes / GIB:.0f} GiB a worker: {verdict}"),

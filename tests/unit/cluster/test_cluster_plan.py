@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from training_data import write_dataset
+from training_data import IMAGE, SOUND, write_dataset
 
 from hip_model.accounting import count_parameters, forward_flops
 from hip_model.export import save_pretrained
@@ -16,6 +16,7 @@ from jobs.plan import main as plan_command
 from pipeline.cluster.constants import DEVICES, READ_BYTES_PER_SECOND
 from pipeline.cluster.plan import PlanOptions, PlanSettings, describe_plan, make_plan
 from pipeline.errors import UserError
+from pipeline.preprocess.combine import CombineOptions, run_combine
 from pipeline.preprocess.recipe import AudioRecipe, TokenRecipe, VideoRecipe
 from pipeline.shards.manifest import Manifest
 from pipeline.train.build import modalities_of
@@ -103,6 +104,20 @@ def test_predicted_speed_is_near_the_published_prediction() -> None:
     )
     plan = make_plan(options)
     assert 64 / plan.compute_seconds_per_step == pytest.approx(1814, rel=0.1)
+
+
+def test_what_is_there_is_neither_estimated_nor_decoded_again(tmp_path: Path) -> None:
+    members = [write_dataset(tmp_path / spec.name, 24, 4, (spec,)) for spec in (IMAGE, SOUND)]
+    shards = str(tmp_path / "both")
+    run_combine(CombineOptions(tuple(members), shards))
+    plan = make_plan(PlanOptions(shards, model=ModelOptions("hip_nano")))
+    files = [path.stat().st_size for member in members for path in Path(member).glob("train-*.arrow")]
+    assert (plan.examples, plan.dataset_bytes, plan.shards) == (48, sum(files), len(files))
+    assert (plan.decode_core_hours, plan.is_decoded) == (0, True)
+    assert "decode     done" in describe_plan(plan)
+    larger = make_plan(PlanOptions(shards, model=ModelOptions("hip_nano"), plan=PlanSettings(examples=4800)))
+    assert larger.dataset_bytes == 4800 * (64 * 3 + 64 * 2)
+    assert larger.decode_core_hours > 0
 
 
 def test_a_real_dataset_gives_exact_figures_and_can_be_measured(tmp_path: Path) -> None:
