@@ -79,14 +79,17 @@ class LoadedModel:
 def presence_selection(model: Any, present: Mapping[str, Tensor], device: torch.device) -> TokenSelection:
     """All tokens of the present modalities enter, none of the absent ones; every position is queried.
 
-    ``present[name]`` is a boolean [B].
+    ``present[name]`` is a boolean [B] in host memory.
     """
     visible, queries = {}, {}
     for modality in model.modalities:
         # One row for all groups: slots past the modality's last token count as empty.
         slots = torch.arange(model.group_plan()[modality.name].group_tokens, device=device).view(1, 1, -1)
-        shown = present[modality.name].to(device).view(-1, 1, 1)
-        visible[modality.name] = torch.where(shown, slots, EMPTY_SLOT)
+        if present[modality.name].any():
+            shown = present[modality.name].to(device).view(-1, 1, 1)
+            visible[modality.name] = torch.where(shown, slots, EMPTY_SLOT)
+        else:  # one empty slot says as much as many, and costs less
+            visible[modality.name] = slots.new_full((1, 1, 1), EMPTY_SLOT)
         queries[modality.name] = slots
     return TokenSelection(visible=visible, queries=queries)
 
