@@ -15,7 +15,7 @@ from hip_model.errors import ConfigError, InputError
 from hip_model.kernels.device import has_device_kernels
 from hip_model.kernels.pixel_scores import can_score, squared_errors
 from hip_model.mask_counts import count_queries, has_equal_counts
-from hip_model.masking import MaskConfig, sample_selection
+from hip_model.masking import MaskConfig, Presence, sample_selection
 from hip_model.modality import Modality
 from hip_model.normalisation import Normalisation
 from hip_model.pixels import token_slots
@@ -135,14 +135,13 @@ class MaskedAutoencoder(nn.Module):
         }
         self._has_statistics = set(given)
 
-    def forward(
-        self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Mapping[str, Tensor] | None = None
-    ) -> MAEOutput:
+    def forward(self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Presence | None = None) -> MAEOutput:
         """Mask, reconstruct and score a batch.
 
         ``inputs[name]`` is ``[B, T, C]`` raw integers or normalised floats; ``mask_seed`` int64 ``[B]`` (see
         mask_seeds). ``present[name]`` bool ``[B]`` tells which examples have the modality: the others' tokens neither
-        enter nor count. Leave it out when all have everything: attention then needs no mask.
+        enter nor count; None says that nobody has it, which costs one slot instead of all. Leave it out when all have
+        everything: attention then needs no mask.
 
         Raises:
             InputError: inputs that do not fit the model, or raw integers without a normalisation.
@@ -169,13 +168,13 @@ class MaskedAutoencoder(nn.Module):
         """Whether ``forward`` scores the same number of tokens of all examples that have a modality."""
         return has_equal_counts(self.mask, self._modalities, self._groups, self.loss.on == "all")
 
-    def count_scored(self, mask_seed: Tensor, present: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def count_scored(self, mask_seed: Tensor, present: Presence | None = None) -> dict[str, Tensor]:
         """How many tokens of each example ``forward`` scores, by modality, int64 ``[B]``; arguments as there."""
         return count_queries(self.mask, self._modalities, self._groups, mask_seed, self.loss.on == "all", present)
 
     @torch.no_grad()
     def reconstruct(
-        self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Mapping[str, Tensor] | None = None
+        self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Presence | None = None
     ) -> Reconstruction:
         """Every token of every modality from the visible ones, in evaluation mode, in raw units.
 
@@ -215,7 +214,7 @@ class MaskedAutoencoder(nn.Module):
         return values
 
     def _select(
-        self, values: Mapping[str, Tensor], seeds: Tensor, query_all: bool, present: Mapping[str, Tensor] | None
+        self, values: Mapping[str, Tensor], seeds: Tensor, query_all: bool, present: Presence | None
     ) -> TokenSelection:
         scores = attention_scores(self.model, values) if self.mask.policy == "attention" else None
         return sample_selection(self.mask, self._modalities, self._groups, seeds, query_all, present, scores)

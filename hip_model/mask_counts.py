@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from hip_model.grouping import GroupPlan, ModalityGroups
-from hip_model.masking import MaskConfig, draw_positions, hidden_modality, is_video, restrict_positions
+from hip_model.masking import MaskConfig, Presence, draw_positions, hidden_modality, is_video, restrict_positions
 from hip_model.modality import Modality
 from hip_model.selection import EMPTY_SLOT
 
@@ -33,7 +33,7 @@ def count_queries(
     plan: GroupPlan | Mapping[str, ModalityGroups],
     seeds: Tensor,
     query_all: bool = False,
-    present: Mapping[str, Tensor] | None = None,
+    present: Presence | None = None,
 ) -> dict[str, Tensor]:
     """Tokens of each modality, int64 ``[B]``, in the queries of ``sample_selection`` with the same arguments."""
     names = [modality.name for modality in modalities]
@@ -46,7 +46,8 @@ def count_queries(
         if name in hidden:
             count = torch.where(hidden[name], groups.num_tokens, count)
         if present is not None and name in present:
-            count = count * present[name].to(seeds.device)
+            here = present[name]
+            count = torch.zeros_like(count) if here is None else count * here.to(seeds.device)
         counts[name] = count
     return counts
 

@@ -100,21 +100,25 @@ def _run_bits(seed: int) -> int:
     return int(mix(torch.tensor(as_int64(seed))))
 
 
+Presence = Mapping[str, Tensor | None]
+"""Which examples have a modality: bool ``[B]``, or None where nobody has it. Who is not named is everywhere."""
+
+
 def sample_selection(
     config: MaskConfig,
     modalities: Sequence[Modality],
     plan: GroupPlan | Mapping[str, ModalityGroups],
     seeds: Tensor,
     query_all: bool = False,
-    present: Mapping[str, Tensor] | None = None,
+    present: Presence | None = None,
     scores: Mapping[str, Tensor] | None = None,
 ) -> TokenSelection:
     """Draw visible and queried tokens for each example's seed ``[B]`` (int64; see :func:`mask_seeds`).
 
-    Queries are the masked tokens, or every token with ``query_all``. Where ``present[name]`` (bool ``[B]``) is false,
-    the modality's slots are all empty. ``scores[name]`` (``[B, groups or 1, group_tokens]``, not negative) is the
-    attention each token received, for policy ``attention`` only. Slot counts are static, but for ``tube``, where they
-    follow the draw.
+    Queries are the masked tokens, or every token with ``query_all``. Where ``present[name]`` is false, the modality's
+    slots are all empty; where it is None there is one slot. ``scores[name]`` (``[B, groups or 1, group_tokens]``, not
+    negative) is the attention each token received, for policy ``attention`` only. Slot counts are static otherwise, but
+    for ``tube``, where they follow the draw.
 
     Raises:
         ConfigError: modalities that ``config`` does not fit (:meth:`MaskConfig.check`).
@@ -126,6 +130,9 @@ def sample_selection(
     visible, queries = {}, {}
     for modality in modalities:
         name, groups = modality.name, plan[modality.name]
+        if _is_nowhere(present, name):
+            visible[name] = queries[name] = torch.full((1, 1, 1), EMPTY_SLOT, device=seeds.device)
+            continue
         seen, asked = draw_positions(config, modality, groups, seeds, scores)
         if name in hidden:
             seen, asked = _hide(seen, asked, hidden[name], groups.group_tokens)
@@ -236,16 +243,22 @@ def _attention_keys(
 
 
 def hidden_modality(
-    config: MaskConfig, names: Sequence[str], seeds: Tensor, present: Mapping[str, Tensor] | None
+    config: MaskConfig, names: Sequence[str], seeds: Tensor, present: Presence | None
 ) -> dict[str, Tensor]:
     """Per modality, whether it is the one hidden whole ``[B]``; none is where fewer than two could be seen."""
     candidates = [name for name in names if config.ratio_of(name) < 1]
     bits = random_bits(mix(seeds.to(torch.int64)), len(candidates)) >> 1 & 0x3FFFFFFFFFFFFFFF
     everywhere = torch.ones_like(seeds, dtype=torch.bool)
-    here = torch.stack([everywhere if present is None else present.get(name, everywhere) for name in candidates], dim=1)
+    known = {} if present is None else present
+    flags = [~everywhere if _is_nowhere(known, name) else known.get(name, everywhere) for name in candidates]
+    here = torch.stack([everywhere if flag is None else flag for flag in flags], dim=1)
     chosen = torch.where(here, bits, -1).argmax(dim=1)
     enough = here.sum(dim=1) > 1
     return {name: (chosen == index) & enough for index, name in enumerate(candidates)}
+
+
+def _is_nowhere(present: Presence | None, name: str) -> bool:
+    return present is not None and name in present and present[name] is None
 
 
 def _hide(seen: Tensor, asked: Tensor, hidden: Tensor, length: int) -> tuple[Tensor, Tensor]:

@@ -17,6 +17,7 @@ from torch.func import functional_call
 
 from hip_model.autoencoder import MAEOutput, MaskedAutoencoder
 from hip_model.kernels.device import recorded_launches
+from hip_model.masking import Presence
 
 _WARM_UP = 3
 
@@ -38,9 +39,7 @@ class _RecordedForward:
         self._plain = type(autoencoder).forward
         self._recording: _Recording | None = None
 
-    def __call__(
-        self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Mapping[str, Tensor] | None = None
-    ) -> MAEOutput:
+    def __call__(self, inputs: Mapping[str, Tensor], mask_seed: Tensor, present: Presence | None = None) -> MAEOutput:
         autoencoder = self._autoencoder
         is_step = autoencoder.training and torch.is_grad_enabled() and present is None and mask_seed.is_cuda
         if not is_step:

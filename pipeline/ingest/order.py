@@ -27,6 +27,10 @@ class ExampleOrder:
       object stores and spinning disks. Needs ``block_bounds`` (`ShardReader.block_bounds`).
     * ``sequential``: as stored; for evaluation.
 
+    ``dataset_ends`` are the numbers of examples up to the end of each dataset in a combined one whose members have
+    different modalities. A worker's part then has as much of each as any other's, and is sorted by dataset, so that
+    most micro-batches have the modalities of one, and cost no more than those.
+
     Raises:
         UserError: no examples, an unknown kind, or ``blocks`` without bounds.
     """
@@ -39,6 +43,7 @@ class ExampleOrder:
         kind: str = "global",
         block_bounds: np.ndarray | None = None,
         window_blocks: int = 64,
+        dataset_ends: np.ndarray | None = None,
     ) -> None:
         if num_examples < 1:
             raise UserError("the dataset has no examples in this split; look at it with: hip inspect shards=…")
@@ -53,6 +58,7 @@ class ExampleOrder:
         self._key = (seed, fingerprint)
         self._bounds = block_bounds
         self._window_blocks = window_blocks
+        self._dataset_ends = dataset_ends
         self._permutation = lru_cache(maxsize=4)(self._epoch_permutation)
         self._windows = lru_cache(maxsize=4)(self._epoch_windows)
         self._run_positions = min(num_examples, _LONGEST_RUN)
@@ -86,10 +92,14 @@ class ExampleOrder:
         mostly the same record batches, and the workers together fetch little more than each once.
         """
         first, size = rank_slice(0, count, rank, world_size)
-        if self.kind != "blocks":
+        if self.kind != "blocks" and self._dataset_ends is None:
             return self.indices(start + first, size), self.epochs(start + first, size)
         examples = self.indices(start, count)
-        mine = np.argsort(examples, kind="stable")[first : first + size]
+        dealt = np.argsort(examples, kind="stable")
+        if self._dataset_ends is not None:
+            dealt = dealt[np.argsort(_share_before(examples[dealt], self._dataset_ends), kind="stable")]
+        mine = dealt[first : first + size]
+        mine = mine[np.argsort(examples[mine], kind="stable")]
         return examples[mine], self.epochs(start, count)[mine]
 
     def _shuffled_run(self, number: int) -> np.ndarray:
@@ -136,6 +146,14 @@ class _Windows:
         mixed = shuffle(positions - starts[0]) + starts[0]
         block = np.searchsorted(starts, mixed, side="right") - 1
         return self._first_example[first_block + block] + mixed - starts[block]
+
+
+def _share_before(examples: np.ndarray, dataset_ends: np.ndarray) -> np.ndarray:
+    """Of ascending ``examples``, which part of those from the same dataset comes before each [N]."""
+    dataset = np.searchsorted(dataset_ends, examples, side="right")
+    starts = np.searchsorted(dataset, dataset, side="left")
+    counts = np.searchsorted(dataset, dataset, side="right") - starts
+    return (np.arange(len(examples)) - starts + 0.5) / counts
 
 
 def rank_slice(start: int, count: int, rank: int, world_size: int) -> tuple[int, int]:

@@ -27,6 +27,7 @@ class WeightedOrder(ExampleOrder):
         kind: str = "global",
         block_bounds: np.ndarray | None = None,
         window_blocks: int = 64,
+        dataset_ends: np.ndarray | None = None,
     ) -> None:
         ends = np.cumsum(weights, dtype=np.float64)
         self._rows, self._seed = rows, seed
@@ -35,7 +36,7 @@ class WeightedOrder(ExampleOrder):
         if block_bounds is not None:
             on_line = np.concatenate([[0.0], self._ends])[block_bounds]
             block_bounds = np.unique(np.rint(on_line).astype(np.int64))
-        super().__init__(len(rows), seed, fingerprint, kind, block_bounds, window_blocks)
+        super().__init__(len(rows), seed, fingerprint, kind, block_bounds, window_blocks, dataset_ends)
 
     def indices(self, start: int, count: int) -> np.ndarray:
         """The rows at stream positions ``start … start+count-1``, int64 [count]."""

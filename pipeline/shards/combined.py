@@ -83,6 +83,14 @@ def draw_weights(manifest: Manifest, split: str) -> np.ndarray | None:
     return np.concatenate(parts) if parts else None
 
 
+def ends_of_unlike(manifest: Manifest, split: str) -> np.ndarray | None:
+    """Examples of a split up to the end of each member, int64 [members]; None where all have the same modalities."""
+    kinds = {tuple(sorted(spec.name for spec in member.manifest.modalities)) for member in manifest.members}
+    if len(kinds) < 2:
+        return None
+    return np.cumsum([member.manifest.splits.get(split, 0) for member in manifest.members], dtype=np.int64)
+
+
 class Blocks(Protocol):
     """The record batches of a dataset, by number of the shard and place in it."""
 

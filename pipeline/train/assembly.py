@@ -135,6 +135,7 @@ def build_trainer(
             options=options.augment,
             seed=options.seed,
         ),
+        may_skip_absent=options.engine.takes_any_order(workers),
         parts_are_equal=is_complete_data(manifest) and autoencoder.has_equal_counts,
     )
     restore(trainer, job.run_folder)

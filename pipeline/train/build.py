@@ -23,7 +23,7 @@ from pipeline.ingest.loader import BatchLoader
 from pipeline.ingest.order import ExampleOrder
 from pipeline.ingest.weighted import WeightedOrder
 from pipeline.seeding import derive_seed
-from pipeline.shards.combined import draw_weights
+from pipeline.shards.combined import draw_weights, ends_of_unlike
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
 from pipeline.storage import absolute
@@ -151,8 +151,9 @@ class TrainingData:
         ingest = options.ingest
         reader = ShardReader(options.shards, TRAIN, cache=ingest.cache)
         bounds = reader.block_bounds() if ingest.order == "blocks" else None
-        how = (options.seed, reader.manifest.fingerprint, ingest.order, bounds, ingest.window_blocks)
-        weights = draw_weights(reader.manifest, TRAIN)
+        manifest, window = reader.manifest, ingest.window_blocks
+        how = (options.seed, manifest.fingerprint, ingest.order, bounds, window, ends_of_unlike(manifest, TRAIN))
+        weights = draw_weights(manifest, TRAIN)
         if weights is None:
             order = ExampleOrder(len(reader), *how)
         else:

@@ -62,6 +62,7 @@ class Trainer:
     beat: Callable[[], None] = lambda: None  # tells the watchdog that this worker lives
     show: Show = field(default_factory=lambda: Progress(on_terminal=False).show)  # tells a person of an interval
     vary: Vary = lambda inputs, epochs, example_ids: inputs  # augments raw tokens on the device
+    may_skip_absent: bool = True  # what no example of a micro-batch has; workers then go through the model differently
     parts_are_equal: bool = True  # every example has as many scored tokens of each modality
     last_checkpoint: str | None = None
     pending: list[StepRecord] = field(default_factory=list)
@@ -181,7 +182,10 @@ def train_step(trainer: Trainer, loader: BatchLoader) -> StepRecord:
         totals = count_scored(engine.module, batch, options.seed, trainer.workers, engine.device)
     for part, weight, last in micro_batches(batch, trainer.accumulation_steps, options.batch.global_size):
         inputs = {name: judgeable(value).to(engine.device, non_blocking=True) for name, value in part.inputs.items()}
-        present = {name: value.to(engine.device, non_blocking=True) for name, value in part.present.items()}
+        present = {
+            name: value.to(engine.device, non_blocking=True) if value.any() or not trainer.may_skip_absent else None
+            for name, value in part.present.items()
+        }
         seeds = mask_seeds(options.seed, part.epochs, part.example_ids).to(engine.device, non_blocking=True)
         whole = all(bool(value.all()) for value in part.present.values())
         inputs = trainer.vary(inputs, part.epochs, part.example_ids)

@@ -204,6 +204,13 @@ class EngineOptions:
             return self
         return replace(self, precision="bf16" if on_gpus else "fp32")
 
+    def takes_any_order(self, workers: int) -> bool:
+        """Whether workers may go through the model's parts each in another order.
+
+        Stages 2 and 3 send gradients and weights as they come, and the others would take them for different ones.
+        """
+        return self.stage_for(workers) < 2
+
     def stage_for(self, workers: int) -> int:
         """The ZeRO stage to run: one float32 worker shares nothing, and stage 0 computes the same without the copies.
 

@@ -123,6 +123,29 @@ def test_absent_modalities_neither_enter_nor_count(name):
     assert nobody.psnr["audio"].isnan()
 
 
+@pytest.mark.parametrize("policy", MASK_POLICIES)
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_what_nobody_has_takes_one_slot_and_says_as_much_as_all_of_them_empty(name, policy):
+    autoencoder, inputs = build(name, MaskConfig(policy)), raw_inputs()
+
+    def scored(present):
+        autoencoder.zero_grad(set_to_none=True)
+        output = autoencoder(inputs, seeds(), {"audio": present})
+        output.loss.backward()
+        return output, {key: parameter.grad for key, parameter in autoencoder.named_parameters()}
+
+    short, gradients = scored(None)
+    long, wanted = scored(torch.zeros(BATCH, dtype=torch.bool))
+    assert short.selection.visible["audio"].shape == short.selection.queries["audio"].shape == (1, 1, 1)
+    assert long.selection.queries["audio"].shape[-1] > 1
+    torch.testing.assert_close(short.loss, long.loss)
+    assert short.scored_tokens["audio"] == long.scored_tokens["audio"] == 0
+    assert gradients.keys() == wanted.keys()
+    for key, gradient in gradients.items():  # each has one: engines that gather them wait for it
+        assert gradient is not None, key
+        torch.testing.assert_close(gradient, wanted[key], rtol=1e-4, atol=1e-4)
+
+
 def test_weights_make_a_weighted_mean():
     output = build(loss=LossConfig(weights={"audio": 3.0}))(raw_inputs(), seeds())
     losses = output.per_modality_loss

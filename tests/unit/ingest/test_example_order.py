@@ -103,6 +103,30 @@ def test_in_block_order_the_workers_together_fetch_few_record_batches_twice(worl
     assert fetched == 64 or fetched < 0.7 * sum(map(len, plain.values()))
 
 
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 60), min_size=2, max_size=5).filter(any),
+    kind=st.sampled_from(["global", "blocks"]),
+    batch=st.integers(0, 300),
+    count=st.integers(1, 100),
+    world_size=st.integers(1, 8),
+)
+def test_workers_get_as_much_of_each_dataset_one_after_the_other(
+    sizes: list[int], kind: str, batch: int, count: int, world_size: int
+) -> None:
+    ends = np.cumsum(sizes)
+    order = ExampleOrder(int(ends[-1]), 3, "data", kind, np.arange(ends[-1] + 1), 8, ends)
+    parts = [order.worker_part(batch * count, count, rank, world_size) for rank in range(world_size)]
+    whole = order.indices(batch * count, count)
+    assert sorted(np.concatenate([examples for examples, _ in parts]).tolist()) == sorted(whole.tolist())
+    for rank, (examples, epochs) in enumerate(parts):
+        assert len(examples) == len(epochs) == rank_slice(0, count, rank, world_size)[1]
+        assert (np.diff(examples) >= 0).all()
+        mine = np.bincount(np.searchsorted(ends, examples, side="right"), minlength=len(sizes))
+        all_of_them = np.bincount(np.searchsorted(ends, whole, side="right"), minlength=len(sizes))
+        assert (np.abs(mine - all_of_them / world_size) < 1 + len(sizes)).all()
+
+
 def test_seed_epoch_fingerprint_and_kind_all_change_the_order() -> None:
     bounds = np.arange(0, 1001, 10)
     variants = [
