@@ -54,7 +54,7 @@ def queried_modalities(session: Session) -> tuple[str, str]:
     """The modality asked with and the one searched.
 
     Raises:
-        UserError: fewer than two modalities, an unknown one, or the same twice.
+        UserError: fewer than two modalities, an unknown one, the same twice, or no dataset that has both.
     """
     names = session.loaded.modality_names
     if len(names) < 2:
@@ -66,6 +66,10 @@ def queried_modalities(session: Session) -> tuple[str, str]:
             raise UserError(f"retrieval.{key}={name!r}: {nearest(name, names)}")
     if query == target:
         raise UserError(f"retrieval.query and retrieval.target are both {query!r}; name two modalities")
+    shards = session.options.shards
+    datasets = [{spec.name for spec in manifest.modalities} for _, manifest in session.manifest.places(shards)]
+    if not any({query, target} <= names for names in datasets):
+        raise UserError(f"task=retrieval needs examples of both {query!r} and {target!r}, and {shards} can have none")
     return query, target
 
 

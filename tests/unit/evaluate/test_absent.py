@@ -84,6 +84,11 @@ def test_it_has_to_be_said(settings, options, silent):
         settings(silent[1], init=None, absent=("audio",))
 
 
+def test_retrieval_of_what_is_not_there_is_refused_before_it_is_computed(options, silent):
+    with pytest.raises(UserError, match=r"needs examples of both 'image' and 'audio', and .*without can have none"):
+        evaluate(options(shards=silent[1], absent=("audio",), task="retrieval"))
+
+
 def test_embedding_on_ray_workers_has_it_too(silent, model_folder):
     from pipeline.evaluate.embed import EmbedRequest
     from pipeline.evaluate.embed_ray import PieceEmbedder
