@@ -22,6 +22,7 @@ from pipeline.tracking.options import resolve_uri
 from pipeline.train.options import ScaleOptions
 from pipeline.tune.candidates import UNITS, CandidateFactory, plain_pretrain_options
 from pipeline.tune.closing import AwaitClosing
+from pipeline.tune.memory import kills_as_crashes
 from pipeline.tune.prepared import PreparedSearch
 from pipeline.tune.progress import Progress
 from pipeline.tune.sampling import load_factory
@@ -59,7 +60,7 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     setup = _setup(prepared, parent_run_id)
     trainable = tune.with_resources(tune.with_parameters(Trial, setup=setup), trial_resources(options.scale))
     location = join(prepared.folder, ray_folder(options.search.trials))
-    with terminate_as_interrupt():  # Ray Tune saves its state on SIGINT only
+    with kills_as_crashes(), terminate_as_interrupt():  # Ray Tune saves its state on SIGINT only
         if tune.Tuner.can_restore(location):
             logger.info("going on with search %s", prepared.name)
             return tune.Tuner.restore(location, trainable, resume_unfinished=True, restart_errored=True).fit()

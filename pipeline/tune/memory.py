@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 # PyTorch's and Ray's words for it, on the processor and on a GPU.
 _OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "out of memory", "OutOfMemory")
 
@@ -31,3 +35,25 @@ def free_device_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+@contextmanager
+def kills_as_crashes() -> Iterator[None]:
+    """Let a trial whose process Ray kills for memory fail alone.
+
+    Ray Tune takes its ``OutOfMemoryError`` for nothing that a process can die of, and ends the whole search.
+    """
+    from ray.air.execution._internal.actor_manager import RayActorManager
+    from ray.exceptions import OutOfMemoryError, RayActorError
+
+    as_it_was = RayActorManager._actor_task_failed
+
+    def failed(manager: Any, tracked_actor_task: Any, exception: Exception) -> None:
+        is_kill = isinstance(exception, OutOfMemoryError)
+        as_it_was(manager, tracked_actor_task, RayActorError(error_msg=str(exception)) if is_kill else exception)
+
+    RayActorManager._actor_task_failed = failed
+    try:
+        yield
+    finally:
+        RayActorManager._actor_task_failed = as_it_was
