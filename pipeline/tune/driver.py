@@ -20,7 +20,7 @@ from pipeline.interrupts import terminate_as_interrupt
 from pipeline.storage import join
 from pipeline.tracking.options import resolve_uri
 from pipeline.train.options import ScaleOptions
-from pipeline.tune.candidates import UNITS, CandidateFactory, plain_pretrain_options
+from pipeline.tune.candidates import GIB, UNITS, CandidateFactory, base_config, memory_bytes, plain_pretrain_options
 from pipeline.tune.closing import AwaitClosing
 from pipeline.tune.memory import kills_as_crashes
 from pipeline.tune.prepared import PreparedSearch
@@ -49,7 +49,9 @@ def drive(prepared: PreparedSearch, factory: CandidateFactory, parent_run_id: st
     logging.getLogger("ray.tune.tune").addFilter(_is_for_users)
     logging.getLogger("ray.tune.utils.util").addFilter(_is_for_users)
     options = prepared.options
-    concurrent = concurrent_trials(options.scale, options.search.max_concurrent, ray.available_resources())
+    free = ray.available_resources()
+    concurrent = concurrent_trials(options.scale, options.search.max_concurrent, free)
+    warn_of_memory(prepared, concurrent, free)
     logger.info(
         "%s trials of %d steps, %d at once%s",
         options.search.trials,
@@ -104,6 +106,23 @@ def concurrent_trials(scale: ScaleOptions, wanted: int | None, free: dict[str, f
             "lower scale.workers or scale.cpus_per_worker"
         )
     return fits if wanted is None else min(fits, wanted)
+
+
+def warn_of_memory(prepared: PreparedSearch, concurrent: int, free: dict[str, float]) -> None:
+    """Say where trials of the model that candidates are measured by need more main memory than Ray says is there."""
+    options = plain_pretrain_options(prepared.options)
+    if options.scale.gpus_per_worker or "memory" not in free:
+        return
+    each = memory_bytes(base_config(prepared.options), prepared.modalities, options) * max(1, options.scale.workers)
+    if each * concurrent > free["memory"]:
+        logger.warning(
+            "%d trials at once need about %.3g GiB, the cluster has %.3g GiB free, and ends trials beyond its memory; "
+            "lower batch.per_worker_size=%s or search.max_concurrent, or reject large models by search.memory_gib",
+            concurrent,
+            each * concurrent / GIB,
+            free["memory"] / GIB,
+            options.batch.per_worker_size or options.batch.global_size,
+        )
 
 
 def _setup(prepared: PreparedSearch, parent_run_id: str | None) -> TrialSetup:

@@ -1,12 +1,21 @@
 """Ray's kill of a trial's process for memory is that trial's crash, whatever Ray Tune makes of it by itself."""
 
+import logging
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from ray.air.execution._internal.actor_manager import RayActorManager
 from ray.exceptions import OutOfMemoryError, RayActorError
+from training_data import write_dataset
 
+from pipeline.shards.manifest import Manifest
+from pipeline.train.options import BatchOptions, ModelOptions, ScaleOptions
+from pipeline.tune.driver import warn_of_memory
 from pipeline.tune.memory import kills_as_crashes, tells_of_memory
+from pipeline.tune.options import SearchOptions, TuneOptions
+from pipeline.tune.prepared import prepare
 
 
 def fail(error: Exception) -> list[Exception]:
@@ -29,3 +38,25 @@ def test_a_kill_for_memory_is_the_trials_own_failure() -> None:
         assert str(crash) == "died"
     with pytest.raises(RuntimeError, match="unexpected exception"):  # as it was; when Ray mends it, ours can go
         fail(kill)
+
+
+def test_trials_that_need_more_memory_than_there_is_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    shards = write_dataset(tmp_path)
+    options = TuneOptions(
+        shards=shards,
+        storage=str(tmp_path / "runs"),
+        model=ModelOptions("hip_nano"),
+        batch=BatchOptions(64),
+        search=SearchOptions(name="memory", budget="none", options={"optim.learning_rate": [1e-3, 2e-3]}),
+    )
+    prepared = prepare(options, Manifest.load(shards))
+    with caplog.at_level(logging.WARNING):
+        warn_of_memory(prepared, 2, {"memory": 8 * 2**30})
+        assert not caplog.messages
+        warn_of_memory(prepared, 2, {"memory": 2**20})
+        assert len(caplog.messages) == 1
+        assert "2 trials at once need about" in caplog.text
+        assert "lower batch.per_worker_size=64 or search.max_concurrent" in caplog.text
+        on_gpus = replace(prepared, options=replace(options, scale=ScaleOptions(gpus_per_worker=1)))
+        warn_of_memory(on_gpus, 2, {"memory": 2**20})
+    assert len(caplog.messages) == 1
