@@ -66,8 +66,9 @@ class LabelledSplit:
         order: ExampleOrder = RowOrder(rows, options.seed, manifest.fingerprint)
         shares = draw_weights(manifest, options.split)
         if options.class_balance or shares is not None:
-            weights = class_weights([labels[row] for row in rows], options.class_balance)
-            weights = weights if shares is None else weights * shares[rows]
+            weights = np.ones(len(rows)) if shares is None else shares[rows]
+            if options.class_balance:
+                weights = weights * class_weights([labels[row] for row in rows], options.class_balance)
             order = WeightedOrder(rows, weights, options.seed, manifest.fingerprint)
         return cls(reader, rows, order, "multilabel" if multilabel else "classification")
 

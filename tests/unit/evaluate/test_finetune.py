@@ -24,6 +24,7 @@ from pipeline.evaluate.finetune_data import LabelledSplit
 from pipeline.evaluate.finetune_options import FinetuneOptions, HeadOptions, TrainerOptions
 from pipeline.evaluate.mixing import MixOptions
 from pipeline.evaluate.options import IntervalOptions
+from pipeline.preprocess.combine import CombineOptions, run_combine
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import exists, join, read_bytes
 from pipeline.tracking.options import TrackingOptions
@@ -148,6 +149,21 @@ def test_rare_classes_come_as_often_as_common_ones_when_asked(settings, tmp_path
     drawn = data.reader.read(np.sort(data.order.indices(0, 30)), out={}).labels
     assert np.bincount([label for (label,) in drawn]).tolist() == pytest.approx([10, 10, 10], abs=1)
     assert finetune(options).losses[-1] < 0.8
+
+
+@pytest.mark.parametrize("balance", [0.0, 1.0])
+def test_shares_of_a_combined_dataset_hold_whatever_labels_its_examples_have(settings, tmp_path, balance):
+    several = [example(index, "train", labels=(0, 1, 2) if index % 2 else (index % 3,)) for index in range(12)]
+    one = [example(100 + index, "train", labels=(0,)) for index in range(36)]
+    members = [write_dataset(tmp_path / name, {"train": rows}) for name, rows in (("several", several), ("one", one))]
+    run_combine(CombineOptions(tuple(members), str(tmp_path / "both"), (1, 1)))
+    options = settings(shards=str(tmp_path / "both"), class_balance=balance)
+    data = LabelledSplit.open(options, Manifest.load(options.shards))
+    drawn = np.bincount(data.order.indices(0, 48), minlength=48)
+    if not balance:
+        assert drawn[:12].tolist() == [2] * 12  # 24 of 48 draws, an example with several labels no more often
+    else:
+        assert drawn[1] > drawn[12]  # it has the rare classes, too
 
 
 def test_same_seed_same_weights_other_seed_other_weights(settings):

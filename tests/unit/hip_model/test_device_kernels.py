@@ -263,9 +263,15 @@ SOUND_AND_VIDEO = [Modality("video", 4 * 6 * 6, 3, (4, 6, 6)), Modality("audio",
         ("hip_micro", SOUND_AND_VIDEO, {}, {"mask_padding": True}),
     ],
 )
+@pytest.mark.parametrize("nobody_hears", [False, True])
 @pytest.mark.parametrize("loss_on", ["masked", "all"])
 def test_a_model_computes_the_same_with_and_without_device_kernels(
-    name: str, modalities: list[Modality], mask: dict[str, Any], overrides: dict[str, Any], loss_on: str
+    name: str,
+    modalities: list[Modality],
+    mask: dict[str, Any],
+    overrides: dict[str, Any],
+    loss_on: str,
+    nobody_hears: bool,
 ) -> None:
     torch.manual_seed(0)
     model: Any = build_model(name, modalities, **overrides).train().to(DEVICE)
@@ -274,7 +280,8 @@ def test_a_model_computes_the_same_with_and_without_device_kernels(
             parameter.normal_(std=0.3)
     autoencoder = MaskedAutoencoder(model.to(DTYPE), MaskConfig(**mask), LossConfig(on=loss_on))
     inputs = {m.name: torch.randn(2, m.num_tokens, m.num_channels, device=DEVICE) for m in modalities}
-    present = {"audio": torch.tensor([True, False], device=DEVICE)} if len(modalities) > 1 else None
+    hears = None if nobody_hears else torch.tensor([True, False], device=DEVICE)
+    present = {"audio": hears} if len(modalities) > 1 else None
 
     def step() -> dict[str, Tensor]:
         model.zero_grad(set_to_none=True)
