@@ -89,6 +89,8 @@ class PromoteOptions:
         check_alias("alias", self.alias)
         if self.candidate == self.alias and not self.rollback:
             raise UserError(f"candidate={self.candidate} and alias={self.alias} are the same; nothing could move")
+        if self.absent and self.shards is None:
+            raise UserError(f"absent={list(self.absent)} is about shards=; recorded evaluations stay as they are")
 
 
 @dataclass(frozen=True)

@@ -138,6 +138,8 @@ def test_unknown_names_are_refused(registry: _Registry) -> None:
         registry.promote(candidate="best")
     with pytest.raises(UserError, match="are the same"):
         PromoteOptions("clips", candidate="champion")
+    with pytest.raises(UserError, match=r"absent=\['audio'\] is about shards="):
+        PromoteOptions("clips", absent=("audio",))
 
 
 def test_given_shards_both_are_measured_there_before_the_alias_moves(
