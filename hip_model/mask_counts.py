@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from hip_model.grouping import GroupPlan, ModalityGroups
-from hip_model.masking import MaskConfig, Presence, draw_positions, hidden_modality, is_video, restrict_positions
+from hip_model.masking import (
+    MaskConfig,
+    Presence,
+    draw_positions,
+    hidden_modality,
+    is_video,
+    presence_of,
+    restrict_positions,
+)
 from hip_model.modality import Modality
 from hip_model.selection import EMPTY_SLOT
 
@@ -45,10 +53,7 @@ def count_queries(
         count = _drawn_counts(config, modality, groups, seeds) if known is None else torch.full_like(seeds, known)
         if name in hidden:
             count = torch.where(hidden[name], groups.num_tokens, count)
-        if present is not None and name in present:
-            here = present[name]
-            count = torch.zeros_like(count) if here is None else count * here.to(seeds.device)
-        counts[name] = count
+        counts[name] = count * presence_of(present, name, seeds)
     return counts
 
 

@@ -130,7 +130,8 @@ def sample_selection(
     visible, queries = {}, {}
     for modality in modalities:
         name, groups = modality.name, plan[modality.name]
-        if _is_nowhere(present, name):
+        here = None if present is None else present.get(name)
+        if present is not None and name in present and here is None:
             visible[name] = queries[name] = torch.full((1, 1, 1), EMPTY_SLOT, device=seeds.device)
             continue
         seen, asked = draw_positions(config, modality, groups, seeds, scores)
@@ -138,7 +139,6 @@ def sample_selection(
             seen, asked = _hide(seen, asked, hidden[name], groups.group_tokens)
         if query_all:
             asked = torch.arange(groups.group_tokens, device=seeds.device).expand(1, 1, -1)
-        here = None if present is None else present.get(name)
         visible[name] = restrict_positions(seen, groups, here)
         queries[name] = restrict_positions(asked, groups, here)
     is_full = config.policy in ("group_uniform", "independent", "attention") and present is None
@@ -248,17 +248,18 @@ def hidden_modality(
     """Per modality, whether it is the one hidden whole ``[B]``; none is where fewer than two could be seen."""
     candidates = [name for name in names if config.ratio_of(name) < 1]
     bits = random_bits(mix(seeds.to(torch.int64)), len(candidates)) >> 1 & 0x3FFFFFFFFFFFFFFF
-    everywhere = torch.ones_like(seeds, dtype=torch.bool)
-    known = {} if present is None else present
-    flags = [~everywhere if _is_nowhere(known, name) else known.get(name, everywhere) for name in candidates]
-    here = torch.stack([everywhere if flag is None else flag for flag in flags], dim=1)
+    here = torch.stack([presence_of(present, name, seeds) for name in candidates], dim=1)
     chosen = torch.where(here, bits, -1).argmax(dim=1)
     enough = here.sum(dim=1) > 1
     return {name: (chosen == index) & enough for index, name in enumerate(candidates)}
 
 
-def _is_nowhere(present: Presence | None, name: str) -> bool:
-    return present is not None and name in present and present[name] is None
+def presence_of(present: Presence | None, name: str, seeds: Tensor) -> Tensor:
+    """Which examples have a modality, bool ``[B]`` on the device of their ``seeds``."""
+    here = None if present is None else present.get(name)
+    if here is not None:
+        return here.to(seeds.device)
+    return torch.full_like(seeds, present is None or name not in present, dtype=torch.bool)
 
 
 def _hide(seen: Tensor, asked: Tensor, hidden: Tensor, length: int) -> tuple[Tensor, Tensor]:

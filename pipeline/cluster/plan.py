@@ -140,15 +140,15 @@ def make_plan(options: PlanOptions) -> RunPlan:
     state = optimizer_bytes(cost.parameters, value_bytes == 2, stage, workers)
     activations = micro * activation_bytes(config, modalities, mask_config(options.mask), value_bytes)
     compute = _compute_seconds(options, cost, device, share, value_bytes, config, manifest)
-    there = None if manifest is None or options.plan.examples or media is not None else manifest.shards_of(TRAIN)
+    finished = None if manifest is None or options.plan.examples or media is not None else manifest.shards_of(TRAIN)
     example_bytes = sum(_row_bytes(spec) for spec in specs)
-    dataset_bytes = examples * example_bytes if there is None else sum(shard.bytes for shard in there)
+    dataset_bytes = examples * example_bytes if finished is None else sum(shard.bytes for shard in finished)
     read = share * dataset_bytes / examples / _read_rate(options, workers)
     steps = options.duration.total_steps(examples, options.batch.global_size)
     hours = steps * max(compute, read) / 3600
     price = options.plan.usd_per_device_hour
     price = device.usd_per_hour.value if price is None else price
-    decode_hours = _decode_core_hours(options, specs, examples, media) if there is None else 0.0
+    decode_hours = _decode_core_hours(options, specs, examples, media) if finished is None else 0.0
     return RunPlan(
         model=options.model.name,
         parameters=cost.parameters,
@@ -156,9 +156,9 @@ def make_plan(options: PlanOptions) -> RunPlan:
         training_flops_per_example=cost.training_flops,
         examples=examples,
         dataset_bytes=dataset_bytes,
-        shards=max(1, round(dataset_bytes / SHARD_BYTES.value)) if there is None else len(there),
+        shards=max(1, round(dataset_bytes / SHARD_BYTES.value)) if finished is None else len(finished),
         decode_core_hours=decode_hours,
-        is_decoded=there is not None,
+        is_decoded=finished is not None,
         steps=steps,
         workers=workers,
         examples_per_micro_batch=micro,

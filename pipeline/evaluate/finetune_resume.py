@@ -17,7 +17,7 @@ from pipeline.evaluate.head import load_head
 from pipeline.evaluate.transfer import Start
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checkpoint import NamedStates, latest_checkpoint, read_state, same_everywhere
-from pipeline.train.differences import default_values, differences, flatten
+from pipeline.train.differences import differences, digest_of_chosen, flatten
 from pipeline.train.plan import code_version
 from pipeline.train.resume import RunRecord, without_keys
 
@@ -40,9 +40,7 @@ def defining(options: FinetuneOptions, start: Start) -> dict[str, Any]:
 
 def config_hash(options: FinetuneOptions, start: Start) -> str:
     """Equal for options that compute the same; an option that comes later changes nothing while it is left alone."""
-    defaults = default_values(FinetuneOptions)
-    chosen = {key: value for key, value in defining(options, start).items() if value != defaults.get(key)}
-    return _digest(json.dumps(chosen, sort_keys=True))[:16]
+    return digest_of_chosen(defining(options, start), FinetuneOptions)
 
 
 def run_name(options: FinetuneOptions, start: Start, manifest: Manifest) -> str:
@@ -51,7 +49,7 @@ def run_name(options: FinetuneOptions, start: Start, manifest: Manifest) -> str:
         return options.run.name
     key = config_hash(options, start) + manifest.fingerprint
     what = options.model.name if options.init is None else options.mode
-    return f"finetune-{what.replace('/', '-')}-{_digest(key)[:8]}"
+    return f"finetune-{what.replace('/', '-')}-{hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
 
 def record_of(options: FinetuneOptions, start: Start, manifest: Manifest, name: str) -> RunRecord:
@@ -108,7 +106,3 @@ def load_position(run: FinetuneRun) -> None:
     run.classifier.std.copy_(head.std)
     run.state.step, run.state.examples_consumed = found.step, found.examples_consumed
     logger.info("continuing at step %d of %d", found.step, run.total_steps)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

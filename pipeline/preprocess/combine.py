@@ -12,7 +12,7 @@ from pipeline.errors import UserError
 from pipeline.preprocess.lock import dataset_lock
 from pipeline.preprocess.plan import load_plan
 from pipeline.preprocess.recipe import TokenRecipe
-from pipeline.shards.combined import combine, is_combined
+from pipeline.shards.combined import combine, is_combined, joint_modalities
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest, Member
 from pipeline.storage import absolute, exists, is_local, join, redact
 
@@ -68,7 +68,7 @@ def run_combine(options: CombineOptions) -> Manifest:
     with dataset_lock(options.shards):
         _check_free(options.shards)
         members = _members(options)
-        modalities = combine(members, {}, {}).modalities
+        modalities = joint_modalities(members)
         recipe = _recipe(members)
         if recipe is None or {spec.name: spec for spec in recipe.specs()} != {spec.name: spec for spec in modalities}:
             recipe = None
@@ -79,7 +79,7 @@ def run_combine(options: CombineOptions) -> Manifest:
         here = [member.uri for member in members if is_local(member.uri)]
         if here and not is_local(options.shards):
             logger.warning("%s is on this machine: other machines that read %s need it too", here[0], options.shards)
-        manifest = combine(members, _lineage(members, recipe), {})
+        manifest = combine(members, _lineage(members, recipe))
         manifest.write(options.shards)
     return manifest
 

@@ -20,14 +20,14 @@ from pipeline.shards.schema import ModalitySpec
 from pipeline.storage import exists, is_local, join, read_bytes, redact
 
 
-def combine(members: Sequence[Member], lineage: dict[str, Any], notes: dict[str, Any]) -> Manifest:
+def combine(members: Sequence[Member], lineage: dict[str, Any]) -> Manifest:
     """The manifest of ``members`` as one dataset; an example lacks the modalities that its own dataset lacks.
 
     Raises:
         UserError: two of them have a modality of one name and different content.
     """
     return Manifest(
-        modalities=_modalities(members),
+        modalities=joint_modalities(members),
         shards=tuple(
             replace(shard, name=f"{number}/{shard.name}")
             for number, member in enumerate(members)
@@ -35,7 +35,6 @@ def combine(members: Sequence[Member], lineage: dict[str, Any], notes: dict[str,
         ),
         label_names=_label_names(members),
         lineage=lineage,
-        notes=notes,
         members=tuple(members),
     )
 
@@ -58,7 +57,7 @@ def load_members(values: dict[str, Any], shown: str) -> Manifest:
                     f"then, {manifest.fingerprint[:19]} now; hip combine again takes it as it is, for new runs"
                 )
             members.append(Member(uri, manifest, None if share is None else float(share)))
-        return combine(members, dict(values["lineage"]), dict(values.get("notes", {})))
+        return combine(members, dict(values["lineage"]))
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{shown} is incomplete or damaged: {error!r}") from error
 
@@ -69,6 +68,16 @@ def is_combined(uri: str) -> bool:
     with suppress(ValueError):
         return exists(location) and "members" in json.loads(read_bytes(location))
     return False
+
+
+def label_numbers(manifest: Manifest, split: str | None) -> list[list[int]]:
+    """For each shard of a split, the numbers in this dataset of the labels that its own dataset numbers from 0.
+
+    Nothing for a dataset that is not combined: there they are the same.
+    """
+    numbers = {name: number for number, name in enumerate(manifest.label_names)}
+    of_members = [[numbers[name] for name in member.manifest.label_names] for member in manifest.members]
+    return [of_members[int(shard.name.partition("/")[0])] for shard in manifest.shards_of(split) if of_members]
 
 
 def draw_weights(manifest: Manifest, split: str) -> np.ndarray | None:
@@ -108,12 +117,6 @@ class Blocks(Protocol):
     def forget(self, shard: int, index: int) -> bool:
         """Drop a copy that is damaged; whether there was one."""
 
-    def place_of(self, shard: int) -> tuple[str, Manifest, str]:
-        """Folder and manifest of the dataset that has a shard, and its name there."""
-
-    def labels_of(self, shard: int) -> Sequence[int]:
-        """The numbers of a shard's own labels; empty where they are the same."""
-
     def close(self) -> None:
         """Let go of all of them."""
 
@@ -136,8 +139,6 @@ class CombinedBlocks:
         self._parts = [open_blocks(member.uri, member.manifest, split, cache) for member in with_rows]
         counts = [len(member.manifest.shards_of(split)) for member in with_rows]
         self._starts = np.cumsum([0, *counts])
-        numbers = {name: number for number, name in enumerate(manifest.label_names)}
-        self._labels = [[numbers[name] for name in member.manifest.label_names] for member in with_rows]
         held = [part.cache_blocks for part in self._parts if part.cache_blocks is not None]
         self.cache_blocks = min(held) if held else None  # they share one folder
 
@@ -164,30 +165,23 @@ class CombinedBlocks:
         part, own = self._own(shard)
         return part.forget(own, index)
 
-    def place_of(self, shard: int) -> tuple[str, Manifest, str]:
-        """Folder and manifest of the dataset that has a shard, and its name there."""
-        part, own = self._own(shard)
-        return part.place_of(own)
-
-    def labels_of(self, shard: int) -> Sequence[int]:
-        """The numbers of a shard's own labels in the combined dataset."""
-        return self._labels[self._place(shard)]
-
     def close(self) -> None:
         """Let go of all of them."""
         for part in self._parts:
             part.close()
 
-    def _place(self, shard: int) -> int:
-        return int(np.searchsorted(self._starts, shard, side="right")) - 1
-
     def _own(self, shard: int) -> tuple[Blocks, int]:
         """The dataset that has a shard, and the shard's number there."""
-        place = self._place(shard)
+        place = int(np.searchsorted(self._starts, shard, side="right")) - 1
         return self._parts[place], shard - int(self._starts[place])
 
 
-def _modalities(members: Sequence[Member]) -> tuple[ModalitySpec, ...]:
+def joint_modalities(members: Sequence[Member]) -> tuple[ModalitySpec, ...]:
+    """Each modality of any of them, in the order of their first appearance.
+
+    Raises:
+        UserError: two of them have a modality of one name and different content.
+    """
     found: dict[str, tuple[ModalitySpec, str]] = {}
     for member in members:
         for spec in member.manifest.modalities:

@@ -79,7 +79,6 @@ class LocalBlocks:
 
     def __init__(self, uri: str, manifest: Manifest, shards: Sequence[ShardRecord]) -> None:
         self._uri = uri
-        self._manifest = manifest
         self._specs = manifest.modalities
         self._shards = shards
         self._open: OrderedDict[int, OpenShard] = OrderedDict()
@@ -123,14 +122,6 @@ class LocalBlocks:
     def forget(self, shard: int, index: int) -> bool:
         """A local block is the original: there is no second copy to try."""
         return False
-
-    def place_of(self, shard: int) -> tuple[str, Manifest, str]:
-        """Folder and manifest of the dataset, and the name of shard number ``shard``."""
-        return self._uri, self._manifest, self._shards[shard].name
-
-    def labels_of(self, shard: int) -> Sequence[int]:
-        """Labels are numbered as they are stored."""
-        return ()
 
     def close(self) -> None:
         """Unmap everything that no batch still uses."""

@@ -99,6 +99,14 @@ class Manifest:
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the manifest is incomplete or damaged: {error!r}") from error
 
+    def place_of(self, uri: str, shard_name: str) -> tuple[str, Manifest, str]:
+        """Folder and manifest of the dataset that has a shard of this one at ``uri``, and the shard's name there."""
+        if not self.members:
+            return uri, self, shard_name
+        number, _, own_name = shard_name.partition("/")
+        member = self.members[int(number)]
+        return member.uri, member.manifest, own_name
+
     def places(self, uri: str) -> list[tuple[str, Manifest]]:
         """Folder and manifest of each dataset that has the shards: this one at ``uri``, or its members."""
         return [(member.uri, member.manifest) for member in self.members] or [(uri, self)]

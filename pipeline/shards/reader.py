@@ -10,7 +10,7 @@ import numpy as np
 
 from pipeline.errors import DataError
 from pipeline.shards.block import LARGE_BYTES, Description, RowMismatchError
-from pipeline.shards.combined import open_blocks
+from pipeline.shards.combined import label_numbers, open_blocks
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.remote import CacheOptions
 from pipeline.shards.schema import ModalitySpec
@@ -78,6 +78,7 @@ class ShardReader:
         self._row_bytes = {name: spec.row_bytes for name, spec in self._specs.items()}
         self._first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._rows_per_block = np.array([shard.rows_per_batch for shard in self._shards], np.int64)
+        self._label_numbers = label_numbers(self.manifest, split)
         self._blocks = open_blocks(self.uri, self.manifest, split, cache or CacheOptions())
 
     def __len__(self) -> int:
@@ -198,7 +199,7 @@ class ShardReader:
             for row, slot in zip(rows, slots, strict=True):
                 described[slot] = block.describe_checked(row) if self._verify else block.describe(row)
                 places.append((block, row, slot))
-            if numbers := self._blocks.labels_of(shard):
+            if numbers := self._label_numbers[shard] if self._label_numbers else None:
                 for slot in slots:
                     example_id, source, start, labels = described[slot]
                     described[slot] = (example_id, source, start, tuple(numbers[label] for label in labels))
@@ -241,7 +242,7 @@ class ShardReader:
         )
 
     def _remedy(self, shard: int) -> str:
-        return rebuild_hint(*self._blocks.place_of(shard))
+        return rebuild_hint(*self.manifest.place_of(self.uri, self._shards[shard].name))
 
 
 def rebuild_hint(uri: str, manifest: Manifest, shard_name: str) -> str:

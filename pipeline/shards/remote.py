@@ -114,7 +114,6 @@ class RemoteBlocks:
 
     def __init__(self, uri: str, manifest: Manifest, shards: Sequence[ShardRecord], cache: CacheOptions) -> None:
         self._uri = uri
-        self._manifest = manifest
         self._specs = manifest.modalities
         self._shards = shards
         self._schema = shard_schema(self._specs, {})
@@ -162,14 +161,6 @@ class RemoteBlocks:
             self._blocks.pop((shard, index), None)
         self._cache.drop(self._name(shard, index))
         return True
-
-    def place_of(self, shard: int) -> tuple[str, Manifest, str]:
-        """Folder and manifest of the dataset, and the name of shard number ``shard``."""
-        return self._uri, self._manifest, self._shards[shard].name
-
-    def labels_of(self, shard: int) -> Sequence[int]:
-        """Labels are numbered as they are stored."""
-        return ()
 
     def close(self) -> None:
         """Let go of remote files and mapped blocks; the cache stays for the next run."""

@@ -45,10 +45,9 @@ def verify_dataset(uri: str, manifest: Manifest | None = None) -> Iterator[Shard
         DataError: a damaged manifest.
     """
     known = manifest or Manifest.load(uri)
-    names = iter(known.shards)
-    for place, dataset in known.places(uri):
-        for record in dataset.shards:
-            yield replace(verify_shard(place, dataset, record), name=next(names).name)
+    for record in known.shards:
+        place, dataset, own_name = known.place_of(uri, record.name)
+        yield replace(verify_shard(place, dataset, replace(record, name=own_name)), name=record.name)
 
 
 def verify_shard(uri: str, manifest: Manifest, record: ShardRecord) -> ShardCheck:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
@@ -31,6 +32,13 @@ def default_values(options: type[Any]) -> dict[str, Any]:
             made = field.default_factory()
             values[field.name] = asdict(made) if is_dataclass(made) and not isinstance(made, type) else made
     return flatten(json.loads(json.dumps(values, default=str)))
+
+
+def digest_of_chosen(values: Mapping[str, Any], options: type[Any]) -> str:
+    """Equal for values, by dotted name, that compute the same: an option that comes later changes nothing by itself."""
+    defaults = default_values(options)
+    chosen = {key: value for key, value in values.items() if key not in defaults or value != defaults[key]}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], options: type[Any]) -> list[str]:

@@ -15,7 +15,7 @@ from pipeline.errors import UserError
 from pipeline.folder_lock import folder_lock
 from pipeline.storage import exists, join, read_bytes, redact, write_atomic
 from pipeline.train.checkpoint import latest_checkpoint
-from pipeline.train.differences import default_values, differences, flatten
+from pipeline.train.differences import differences, digest_of_chosen, flatten
 from pipeline.train.options import PretrainOptions
 from pipeline.train.warm_start import KEPT, described_init
 
@@ -97,9 +97,7 @@ def without_keys(flat: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
 
 def config_hash(values: dict[str, Any]) -> str:
     """Equal for options that compute the same; an option that comes later changes nothing while it is left alone."""
-    defaults = default_values(PretrainOptions)
-    chosen = {key: value for key, value in defining(values).items() if key not in defaults or value != defaults[key]}
-    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of_chosen(defining(values), PretrainOptions)
 
 
 def run_name(options: PretrainOptions, hash_of_config: str, fingerprint: str) -> str:

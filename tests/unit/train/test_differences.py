@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from pipeline.evaluate.finetune_options import FinetuneOptions
-from pipeline.train.differences import default_values, differences
+from pipeline.train.differences import default_values, differences, digest_of_chosen
 from pipeline.train.options import AugmentOptions, PretrainOptions
 from pipeline.train.resume import RUNNING, RunRecord, config_hash, differing, options_to_dict
 from pipeline.tune.options import TuneOptions
@@ -65,3 +65,13 @@ def test_an_option_that_is_new_does_not_rename_the_runs_that_leave_it_alone() ->
     assert config_hash(before) == config_hash(now)
     flipped = options_to_dict(PretrainOptions("shards", seed=3, augment=AugmentOptions(flip=0.5)))
     assert len({config_hash(values) for values in (now, flipped, {**now, "seed": 4})}) == 3
+
+
+def test_an_option_that_is_left_alone_changes_no_digest() -> None:
+    before = {"seed": 3, "mask.ratio": 0.5}
+    with_later_ones = {**before, "resize_positions": False, "mask.policy": "group_uniform"}
+    assert digest_of_chosen(with_later_ones, PretrainOptions) == digest_of_chosen(before, PretrainOptions)
+    assert digest_of_chosen({**before, "seed": 4}, PretrainOptions) != digest_of_chosen(before, PretrainOptions)
+    assert digest_of_chosen({**before, "resize_positions": True}, PretrainOptions) != digest_of_chosen(
+        before, PretrainOptions
+    )
