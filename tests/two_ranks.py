@@ -12,12 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pipeline.shards.manifest import Manifest
 from pipeline.train.assembly import Job
 from pipeline.train.checks import check_options
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
 from pipeline.train.plan import plan
+from pipeline.train.reading import manifest_as_read
 from pipeline.train.runner import prepare_record
 from pipeline.train.warm_start import keep_init
 
@@ -65,14 +65,14 @@ def prepare_job(options: PretrainOptions, distributed: Any) -> Job:
     told: list[Job | None] = [None]
     if distributed.get_rank() == 0:
         check_options(options)
-        manifest = Manifest.load(options.shards)
+        manifest = manifest_as_read(options)
         run_folder = plan(options, manifest).run_folder
         record = prepare_record(options, manifest, run_folder)
         record.attempts += 1
         record.write(run_folder)
         if options.init is not None:
             keep_init(options.init, run_folder)
-        told = [Job(options, run_folder, record)]
+        told = [Job(options, run_folder, record, manifest.modalities)]
     distributed.broadcast_object_list(told, src=0)
     job = told[0]
     assert job is not None

@@ -34,6 +34,7 @@ from pipeline.storage import exists, join
 from pipeline.train.build import TRAIN, build_skeleton, mask_config, trained_config
 from pipeline.train.checks import check_options
 from pipeline.train.options import PretrainOptions, at_least, one_of
+from pipeline.train.reading import chosen_modalities, manifest_as_read
 from pipeline.train.warm_start import open_init
 
 GIB = 2**30
@@ -200,11 +201,11 @@ def describe_plan(plan: RunPlan) -> str:
 
 def _data(options: PlanOptions) -> tuple[Sequence[ModalitySpec], Manifest | None]:
     if exists(join(options.shards, "manifest.json")):
-        manifest = Manifest.load(options.shards)
+        manifest = manifest_as_read(options)
         return manifest.modalities, manifest
     if options.tokens is None:
         raise UserError(f"there is no dataset in {options.shards}; plan one with tokens=audioset plan.examples=2000000")
-    return options.tokens.specs(), None
+    return chosen_modalities(options, options.tokens.specs()), None
 
 
 def _model(options: PlanOptions, modalities: Sequence[Modality]) -> tuple[ModelConfig, ModelCost]:

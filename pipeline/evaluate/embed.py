@@ -38,7 +38,7 @@ class EmbedRequest:
     count: int
     level_count: int  # levels 0 .. level_count - 1; more than the encoder has asks for the decoder too
     modalities: tuple[str, ...] | None = None  # hide all others; none: hide nothing
-    absent: tuple[ModalitySpec, ...] = ()  # what the model reads and the dataset does not have; both are in the key
+    specs: tuple[ModalitySpec, ...] | None = None  # what is read; none: all that the dataset has. Others are in the key
 
     def key(self, weights: str, fingerprint: str) -> str:
         """The folder name of the finished pieces."""

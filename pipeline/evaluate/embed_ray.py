@@ -22,7 +22,7 @@ class PieceEmbedder:
 
         keep_freed_memory()
         self.loaded = load_model(model, device)
-        self.reader = ShardReader(request.shards, split=request.split, absent=request.absent)
+        self.reader = ShardReader(request.shards, split=request.split, specs=request.specs)
         self.request, self.batch_size, self.folder = request, batch_size, folder
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:

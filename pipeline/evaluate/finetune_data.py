@@ -53,7 +53,7 @@ class LabelledSplit:
         Raises:
             UserError: no labels, or several on one example where one is needed.
         """
-        reader = ShardReader(options.shards, split=options.split, absent=absent)
+        reader = ShardReader(options.shards, split=options.split, specs=(*manifest.modalities, *absent))
         labels = read_labels(reader)
         check_labels(labels, list(manifest.label_names), options.split)
         several = is_multilabel(labels)

@@ -27,6 +27,11 @@ class Session:
     absent: tuple[ModalitySpec, ...] = ()  # what the model reads and the dataset does not have
     _readers: dict[str, ShardReader] = field(default_factory=dict)
 
+    @property
+    def specs(self) -> tuple[ModalitySpec, ...]:
+        """What is read of each example; what the dataset does not have is missing from all."""
+        return (*self.manifest.modalities, *self.absent)
+
     def reader(self, split: str) -> ShardReader:
         """The reader of one split.
 
@@ -34,7 +39,7 @@ class Session:
             UserError: the dataset has no such split.
         """
         if split not in self._readers:
-            self._readers[split] = ShardReader(self.options.shards, split=split, absent=self.absent)
+            self._readers[split] = ShardReader(self.options.shards, split=split, specs=self.specs)
         return self._readers[split]
 
     @property
@@ -59,7 +64,7 @@ class Session:
             count=self.count(split),
             level_count=level_count or self.loaded.num_encoder_levels,
             modalities=modalities,
-            absent=self.absent,
+            specs=self.specs,
         )
         cache = self.options.embed.cache or storage.join(self.folder, "embeddings")
         return embed(self.loaded, self.weights, self.reader(split), request, self.options.embed, cache)

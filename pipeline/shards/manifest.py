@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -98,6 +99,12 @@ class Manifest:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the manifest is incomplete or damaged: {error!r}") from error
+
+    def read_as(self, modalities: Sequence[ModalitySpec]) -> Manifest:
+        """The same dataset, of which ``modalities`` are read; what it does not have is missing from every example."""
+        view = replace(self, modalities=tuple(modalities))
+        view.__dict__["fingerprint"] = self.fingerprint  # the data are the same, whatever is read of them
+        return view
 
     def place_of(self, uri: str, shard_name: str) -> tuple[str, Manifest, str]:
         """Folder and manifest of the dataset that has a shard of this one at ``uri``, and the shard's name there."""

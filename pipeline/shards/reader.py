@@ -54,7 +54,7 @@ class ShardReader:
 
     Local shards are memory-mapped; of remote ones whole record batches are fetched into a bounded cache. Safe to use
     from several threads. With ``verify`` each row is checked after it was copied and before it is returned.
-    ``absent`` are modalities that the dataset does not have: they are missing from every example.
+    ``specs`` says what to read, in that order; what the dataset does not have is missing from every example.
 
     Raises:
         UserError: no dataset at ``uri``, no such split, or a cache that is too small.
@@ -67,14 +67,14 @@ class ShardReader:
         split: str | None = None,
         verify: bool = True,
         cache: CacheOptions | None = None,
-        absent: Sequence[ModalitySpec] = (),
+        specs: Sequence[ModalitySpec] | None = None,
     ) -> None:
         self.uri = str(uri)
         self.split = split
         self.manifest = Manifest.load(self.uri)
         self._verify = verify
         self._shards = self.manifest.shards_of(split)
-        self._specs = {spec.name: spec for spec in (*self.manifest.modalities, *absent)}
+        self._specs = {spec.name: spec for spec in (self.manifest.modalities if specs is None else specs)}
         self._row_bytes = {name: spec.row_bytes for name, spec in self._specs.items()}
         self._first_rows = np.cumsum([0, *(shard.rows for shard in self._shards)], dtype=np.int64)
         self._rows_per_block = np.array([shard.rows_per_batch for shard in self._shards], np.int64)

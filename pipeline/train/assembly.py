@@ -15,6 +15,7 @@ from hip_model.autoencoder import MaskedAutoencoder
 from hip_model.recorded_steps import record_steps
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.reader import ShardReader
+from pipeline.shards.schema import ModalitySpec
 from pipeline.tracking.client import Tracker
 from pipeline.train.augment import augment
 from pipeline.train.average import Average
@@ -57,6 +58,7 @@ class Job:
     options: PretrainOptions
     run_folder: str
     record: RunRecord
+    modalities: tuple[ModalitySpec, ...]  # what is read of each example
     report: Report | None = None  # a search's, called on rank 0 at metric intervals
     mailbox: Any = None  # where workers leave what the driver shows; none: they are in its process
 
@@ -73,8 +75,8 @@ def build_trainer(
     options, record = job.options, job.record
     rank = distributed.get_rank() if distributed.is_initialized() else 0
     workers = distributed.get_world_size() if distributed.is_initialized() else 1
-    data = TrainingData.open(options, rank, workers, pin_memory=device.type == "cuda")
-    manifest = data.reader.manifest
+    manifest = Manifest.load(options.shards).read_as(job.modalities)
+    data = TrainingData.open(options, manifest, rank, workers, pin_memory=device.type == "cuda")
     skeleton = build_skeleton(options, manifest).model
     if options.init is None:
         autoencoder, data_card = build_autoencoder(options, manifest), manifest.data_card()
@@ -177,13 +179,17 @@ def build_hooks(
         hooks.append(average)
     held_out = manifest.splits.get(VALIDATION, 0)
     if options.validation.every_steps and held_out:
-        hooks.append(Validation(ShardReader(options.shards, VALIDATION, cache=options.ingest.cache)))
+        hooks.append(Validation(held_out_reader(options, manifest)))
     if options.figures.every_steps:
-        shown = ShardReader(options.shards, VALIDATION, cache=options.ingest.cache) if held_out else reader
-        hooks.append(Figures(shown))
+        hooks.append(Figures(held_out_reader(options, manifest) if held_out else reader))
     if options.metrics.profile_steps is not None:
         hooks.append(Profile(*options.metrics.profile_steps))
     return [*hooks, Checkpoints(guard)]
+
+
+def held_out_reader(options: PretrainOptions, manifest: Manifest) -> ShardReader:
+    """The validation split, of which the same is read as of the training split."""
+    return ShardReader(options.shards, VALIDATION, cache=options.ingest.cache, specs=manifest.modalities)
 
 
 def restore(trainer: Trainer, run_folder: str) -> None:

@@ -115,8 +115,14 @@ def normalisation_of(manifest: Manifest) -> dict[str, Normalisation]:
 
 def is_complete_data(manifest: Manifest) -> bool:
     """Whether every training example has every modality."""
-    found, wanted = manifest.statistics(TRAIN), manifest.num_examples(TRAIN)
-    return all(spec.name in found and found[spec.name].examples == wanted for spec in manifest.modalities)
+    return not incomplete_modalities(manifest)
+
+
+def incomplete_modalities(manifest: Manifest) -> dict[str, int]:
+    """How many training examples have a modality, for those that not all have."""
+    found, everyone = manifest.statistics(TRAIN), manifest.num_examples(TRAIN)
+    counts = {spec.name: found[spec.name].examples if spec.name in found else 0 for spec in manifest.modalities}
+    return {name: count for name, count in counts.items() if count < everyone}
 
 
 def flops_per_example(model: Any, options: PretrainOptions) -> float:
@@ -135,6 +141,7 @@ class TrainingData:
     """The shards of one worker."""
 
     options: PretrainOptions
+    manifest: Manifest
     reader: ShardReader
     order: ExampleOrder
     rank: int
@@ -142,23 +149,25 @@ class TrainingData:
     pin_memory: bool = False
 
     @classmethod
-    def open(cls, options: PretrainOptions, rank: int, workers: int, pin_memory: bool = False) -> TrainingData:
-        """Open the training split.
+    def open(
+        cls, options: PretrainOptions, manifest: Manifest, rank: int, workers: int, pin_memory: bool = False
+    ) -> TrainingData:
+        """Open the training split, of which the modalities of ``manifest`` are read.
 
         Raises:
             UserError: no dataset, or no training split in it.
         """
         ingest = options.ingest
-        reader = ShardReader(options.shards, TRAIN, cache=ingest.cache)
+        reader = ShardReader(options.shards, TRAIN, cache=ingest.cache, specs=manifest.modalities)
         bounds = reader.block_bounds() if ingest.order == "blocks" else None
-        manifest, window = reader.manifest, ingest.window_blocks
-        how = (options.seed, manifest.fingerprint, ingest.order, bounds, window, ends_of_unlike(manifest, TRAIN))
+        ends = ends_of_unlike(manifest, TRAIN)
+        how = (options.seed, manifest.fingerprint, ingest.order, bounds, ingest.window_blocks, ends)
         weights = draw_weights(manifest, TRAIN)
         if weights is None:
             order = ExampleOrder(len(reader), *how)
         else:
             order = WeightedOrder(np.arange(len(reader)), weights, *how)
-        return cls(options, reader, order, rank, workers, pin_memory)
+        return cls(options, manifest, reader, order, rank, workers, pin_memory)
 
     def loader(self, start_examples: int) -> BatchLoader:
         """Batches from a position on."""

@@ -323,10 +323,11 @@ class AugmentOptions:
         between("augment.crop_min_area", self.crop_min_area, 0.05, 1)
         between("augment.crop_aspect", self.crop_aspect, 1, 4)
         between("augment.flip", self.flip, 0, 1)
-        at_least("augment.rand_layers", self.rand_layers, 0)
+        between("augment.rand_layers", self.rand_layers, 0, 100)
         between("augment.rand_magnitude", self.rand_magnitude, 0, 10)
+        between("augment.audio_gain_decibel", self.audio_gain_decibel, 0, 100)
         between("augment.audio_shift", self.audio_shift, 0, 0.5)
-        for name in ("audio_gain_decibel", "points_scale", "points_jitter"):
+        for name in ("points_scale", "points_jitter"):
             at_least(f"augment.{name}", getattr(self, name), 0)
 
 
@@ -350,6 +351,7 @@ class PretrainOptions:
     storage: str = "hip-runs"  # where runs live
     init: str | None = None  # model folder whose weights to start from (jobs resolve runs and registry names)
     resize_positions: bool = False  # with init: interpolate its position tables when the data has another resolution
+    modalities: tuple[str, ...] | None = None  # what is read, in this order; none: all that the dataset has
     resume: str = "auto"  # auto: continue a run of this name | never: refuse one | must: refuse to start one
     seed: int = 0
     dry_run: bool = False  # print the plan, start nothing
@@ -377,6 +379,8 @@ class PretrainOptions:
         one_of("resume", self.resume, ("auto", "never", "must"))
         if not self.shards:
             raise UserError("shards is empty; give the dataset folder, shards=/data/clips")
+        if self.modalities is not None and len(set(self.modalities)) != max(1, len(self.modalities)):
+            raise UserError(f"modalities={list(self.modalities)} must name one or more, each once; null reads all")
         if self.resize_positions and self.init is None:
             raise UserError("resize_positions=true needs init=<run, folder or registered model>")
         # Settled here, so that run.json, the tracked run and the plan name what is used.

@@ -15,7 +15,15 @@ from pipeline.errors import UserError
 from pipeline.ingest.options import IngestOptions
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import absolute, is_local, join, redact
-from pipeline.train.build import TRAIN, build_skeleton, flops_per_example, is_complete_data, mask_config, trained_config
+from pipeline.train.build import (
+    TRAIN,
+    build_skeleton,
+    flops_per_example,
+    incomplete_modalities,
+    is_complete_data,
+    mask_config,
+    trained_config,
+)
 from pipeline.train.checks import accumulation_steps
 from pipeline.train.options import PretrainOptions
 from pipeline.train.resume import config_hash, options_to_dict, run_name
@@ -31,6 +39,7 @@ class Plan:
     model_name: str
     parameters: int
     num_examples: int
+    incomplete: dict[str, int]  # modalities that not every example has: how many do
     total_steps: int
     global_batch_size: int
     workers: int
@@ -75,6 +84,7 @@ def plan(options: PretrainOptions, manifest: Manifest) -> Plan:
         model_name=options.model.name,
         parameters=parameters,
         num_examples=manifest.num_examples(TRAIN),
+        incomplete=incomplete_modalities(manifest),
         total_steps=options.duration.total_steps(manifest.num_examples(TRAIN), batch.global_size),
         global_batch_size=batch.global_size,
         workers=workers,
@@ -137,11 +147,13 @@ def describe(planned: Plan) -> str:
     epochs = planned.total_steps * planned.global_batch_size / planned.num_examples
     flops = planned.train_flops_per_example
     total_flops = flops * planned.total_steps * planned.global_batch_size
+    having = ", ".join(f"{count:,} have {name}" for name, count in planned.incomplete.items())
     rows = [
         ("run", f"{planned.run_name} in {planned.run_folder}"),
         ("model", f"{planned.model_name}, {planned.parameters:,} parameters"),
         *([("init", redact(planned.init))] if planned.init else []),
         ("data", f"{planned.num_examples:,} training examples, {epochs:.1f} epochs"),
+        *([("", f"of which {having}")] if having else []),
         (
             "steps",
             f"{planned.total_steps:,} of {planned.global_batch_size} examples "

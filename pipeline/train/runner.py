@@ -21,6 +21,7 @@ from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
 from pipeline.train.plan import Plan, code_version, describe, plan
 from pipeline.train.ray_run import run_with_ray
+from pipeline.train.reading import manifest_as_read
 from pipeline.train.resume import (
     FAILED,
     FINISHED,
@@ -71,7 +72,7 @@ def run_pretraining(
     """
     options = with_absolute_places(options)
     check_options(options)
-    manifest = Manifest.load(options.shards)
+    manifest = manifest_as_read(options)
     planned = plan(options, manifest)
     if options.dry_run:
         print(describe(planned))
@@ -96,7 +97,7 @@ def _train_to_the_end(
     record.status, record.attempts, record.message = RUNNING, record.attempts + 1, ""
     record.write(planned.run_folder)
     remove_stop(planned.run_folder)
-    job = Job(options, planned.run_folder, record, report if options.scale.workers else None)
+    job = Job(options, planned.run_folder, record, manifest.modalities, report if options.scale.workers else None)
     try:
         outcome = _run(job, report, tracker)
         if outcome is None:

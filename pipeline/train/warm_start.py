@@ -51,11 +51,15 @@ def open_init(options: PretrainOptions, manifest: Manifest, planned: Any, init: 
     there, here = ([modality.name for modality in one.modalities] for one in (model, planned))
     if there != here:
         raise UserError(
-            f"init={folder} knows {', '.join(there)}, {options.shards} has {', '.join(here)}; the modalities and their "
-            "order must be the same: preprocess the data so, or train from scratch"
+            f"init={folder} knows {', '.join(there)}, this run reads {', '.join(here)}; the modalities and their order "
+            f"must be the same: modalities=[{','.join(there)}] reads these, and takes those that the data lack as "
+            "missing from every example; or train from scratch"
         )
     model = fit_to_data(model, metadata, manifest, options.shards, options.resize_positions)
-    return model, {**manifest.data_card(), "normalisation": metadata["data"]["normalisation"]}
+    card = {**manifest.data_card(), "normalisation": metadata["data"]["normalisation"]}
+    if any(modality.name not in manifest.statistics() for modality in model.modalities):  # nor does its recipe know it
+        card["recipe"] = metadata["data"].get("recipe", {})
+    return model, card
 
 
 def keep_init(init: str, run_folder: str) -> None:

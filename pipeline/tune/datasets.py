@@ -9,6 +9,8 @@ from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import absolute
 from pipeline.train.build import TRAIN
+from pipeline.train.reading import manifest_as_read
+from pipeline.tune.options import TuneOptions
 from pipeline.tune.space import Choice, Space
 
 KEY = "shards"
@@ -29,8 +31,8 @@ def with_absolute_datasets(space: Space) -> Space:
     return replace(space, domains={**space.domains, KEY: Choice(places)})
 
 
-def compared_datasets(space: Space, own: Manifest) -> Mapping[str, Manifest]:
-    """The manifest of every dataset in the space, by location.
+def compared_datasets(space: Space, own: Manifest, options: TuneOptions) -> Mapping[str, Manifest]:
+    """The manifest of every dataset in the space, as ``options`` read it, by location.
 
     Raises:
         UserError: one that is not there, without training examples, or with other inputs than ``own``, on which costs
@@ -40,7 +42,7 @@ def compared_datasets(space: Space, own: Manifest) -> Mapping[str, Manifest]:
     domain = space.domains.get(KEY)
     if not isinstance(domain, Choice):
         return {}
-    found = {str(place): Manifest.load(str(place)) for place in domain.values}
+    found = {str(place): manifest_as_read(replace(options, shards=str(place))) for place in domain.values}
     for place, manifest in found.items():
         if not manifest.splits.get(TRAIN):
             raise UserError(f"search.options.shards: {place} has no examples in split {TRAIN!r}")

@@ -181,7 +181,7 @@ def prepare(options: TuneOptions, manifest: Manifest) -> PreparedSearch:
     check_metric(options, manifest)
     space = with_absolute_datasets(build_space(options.search, plain_pretrain_options(options)))
     options = judged_alike(options, space)
-    datasets = compared_datasets(space, manifest)
+    datasets = compared_datasets(space, manifest, options)
     if options.search.algorithm == "grid":
         space.grid_size()
     description = _describe(options, space, [manifest.fingerprint, *(m.fingerprint for m in datasets.values())])

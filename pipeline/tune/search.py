@@ -14,10 +14,10 @@ from pipeline.errors import Interrupted, UserError
 from pipeline.evaluate.figures import Picture
 from pipeline.folder_lock import folder_lock
 from pipeline.ray_session import ray_session
-from pipeline.shards.manifest import Manifest
 from pipeline.storage import join, redact
 from pipeline.train.build import with_absolute_places
 from pipeline.train.checks import check_options
+from pipeline.train.reading import manifest_as_read
 from pipeline.tune.candidates import Candidate, plain_pretrain_options
 from pipeline.tune.command import pretrain_command
 from pipeline.tune.memory import tells_of_memory
@@ -54,7 +54,7 @@ def run_search(options: TuneOptions) -> SearchResult:
     """
     options = with_absolute_places(options)
     check_options(plain_pretrain_options(options))
-    prepared = prepare(options, Manifest.load(options.shards))
+    prepared = prepare(options, manifest_as_read(options))
     search = options.search
     if options.dry_run:
         print(prepared.preview())

@@ -95,7 +95,8 @@ def test_embedding_on_ray_workers_has_it_too(silent, model_folder):
     from pipeline.evaluate.loaded import check_model_fits, load_model
     from pipeline.shards.manifest import Manifest
 
-    absent = check_model_fits(load_model(model_folder), Manifest.load(silent[1]), silent[1], ["audio"])
-    request = EmbedRequest(silent[1], "validation", 4, 1, absent=absent)
+    manifest = Manifest.load(silent[1])
+    absent = check_model_fits(load_model(model_folder), manifest, silent[1], ["audio"])
+    request = EmbedRequest(silent[1], "validation", 4, 1, specs=(*manifest.modalities, *absent))
     worker = PieceEmbedder(model_folder, "cpu", request, EmbedOptions().batch_size, "unused")
     assert worker.reader.read(np.arange(4)).present["audio"].tolist() == [False] * 4

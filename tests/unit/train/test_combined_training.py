@@ -34,7 +34,8 @@ def combined(members, tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("order", ["global", "blocks"])
 def test_each_dataset_gets_its_share_of_the_draws(make_options, combined, order) -> None:
-    data = TrainingData.open(make_options(shards=combined, ingest=IngestOptions(order=order)), 0, 1)
+    options = make_options(shards=combined, ingest=IngestOptions(order=order))
+    data = TrainingData.open(options, Manifest.load(combined), 0, 1)
     assert not is_complete_data(data.reader.manifest)
     with data.loader(0) as loader:
         batches = [next(loader) for _ in range(6)]  # one epoch: as many draws as there are examples
@@ -52,7 +53,8 @@ def test_each_dataset_gets_its_share_of_the_draws(make_options, combined, order)
 
 def test_without_shares_an_epoch_is_every_example_once(make_options, members, tmp_path) -> None:
     run_combine(CombineOptions(members, str(tmp_path / "all")))
-    data = TrainingData.open(make_options(shards=str(tmp_path / "all")), 0, 1)
+    everything = str(tmp_path / "all")
+    data = TrainingData.open(make_options(shards=everything), Manifest.load(everything), 0, 1)
     assert sorted(data.order.indices(0, 48).tolist()) == list(range(48))
 
 
