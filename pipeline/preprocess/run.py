@@ -10,10 +10,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from pipeline.errors import DataError, Interrupted, UserError
+from pipeline.preprocess.budget import FailureBudget, commonest, counts_as_failed
 from pipeline.preprocess.graph import identify_all, needs_cluster, run_tasks
 from pipeline.preprocess.identify import Identity
 from pipeline.preprocess.ledger import LedgerRow, TaskRecord, forget, load_done, write_quarantine
-from pipeline.preprocess.limits import REASONS, UNCOUNTED_REASONS
+from pipeline.preprocess.limits import UNCOUNTED_REASONS
 from pipeline.preprocess.listing import Source
 from pipeline.preprocess.lock import dataset_lock
 from pipeline.preprocess.options import PreprocessOptions
@@ -77,7 +78,8 @@ def run_preprocess(options: PreprocessOptions) -> PreprocessReport:
 
 
 def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, started: float) -> PreprocessReport:
-    plan = _plan(options, sources, stack)
+    plan, listed = _plan(options, sources, stack)
+    budget = FailureBudget.of(options, plan, listed)
     done = load_done(options.shards, options.tokens.fingerprint())
     if options.retry_failed:
         for task in [name for name, record in done.items() if any(row.status == "failed" for row in record.rows)]:
@@ -85,25 +87,25 @@ def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, st
             del done[task]
     todo = {name: members for name, members in plan.tasks().items() if name not in done}
     unreadable = _unusable_rows(plan)
-    _check_budget(options, plan, [*unreadable, *_rows(done.values())], _EARLY_STOP_FAILURES)
+    budget.check([*unreadable, *_rows(done.values())], _EARLY_STOP_FAILURES)
     if todo:
         stack.enter_context(ray_session(options.ray))
-        _decode(options, plan, sources, todo, done)
+        _decode(options, plan, sources, todo, done, budget)
         _remove_leftovers(options.shards)  # of workers that were killed and whose task another did again
         done = load_done(options.shards, options.tokens.fingerprint())
     records = [done[name] for name in plan.tasks()]
     rows = [*unreadable, *_rows(records)]
-    _check_budget(options, plan, rows)
+    budget.check(rows)
     failed = [row for row in rows if row.status == "failed"]
     write_quarantine(options.shards, failed)
     if not any(row.examples for row in rows):
-        raise DataError(f"none of the {len(rows)} files could be used: {_commonest(failed)}; {_advice(failed)}")
+        raise DataError(f"none of the {len(rows)} files could be used: {commonest(failed)}; {_advice(failed)}")
     manifest = publish(options, plan, records, failed)
     counts = {
         "files": len(plan.sources),
         "done": sum(row.status == "done" for row in rows),
-        "failed": sum(_counts_as_failed(row) for row in rows),
-        "skipped": sum(row.status == "failed" and not _counts_as_failed(row) for row in rows),
+        "failed": sum(counts_as_failed(row) for row in rows),
+        "skipped": sum(row.status == "failed" and not counts_as_failed(row) for row in rows),
         "duplicates": sum(bool(source.duplicate_of) for source in plan.sources),
         "examples": manifest.num_examples(),
     }
@@ -111,8 +113,8 @@ def _run(options: PreprocessOptions, sources: list[Source], stack: ExitStack, st
     return PreprocessReport(manifest, counts, reasons, len(todo), time.monotonic() - started)
 
 
-def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -> Plan:
-    """The stored plan, extended by what is new, and stored again if anything is."""
+def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -> tuple[Plan, frozenset[str]]:
+    """The stored plan, extended by what is new and stored again if anything is; the contents that are listed now."""
     old = load_plan(options.shards)
     if old is not None:
         check_same_recipe(old, options.tokens, options.validation_fraction, options.shards)
@@ -137,7 +139,7 @@ def _plan(options: PreprocessOptions, sources: list[Source], stack: ExitStack) -
     plan = extend_plan(before, found, options.shard_megabytes * 1e6)
     if plan != old:
         plan.save(options.shards)
-    return plan
+    return plan, frozenset(identity.content_hash for _, identity in found)
 
 
 def _decode(
@@ -146,6 +148,7 @@ def _decode(
     sources: list[Source],
     todo: dict[str, list[PlannedSource]],
     done: dict[str, TaskRecord],
+    budget: FailureBudget,
 ) -> None:
     places = {redact(source.location): source.location for source in sources}  # a plan holds no secrets
     tasks = [
@@ -165,46 +168,20 @@ def _decode(
     logger.info("decoding %d files into %d shards; %d shards are there already", files, len(tasks), len(done))
     rows = [*_unusable_rows(plan), *_rows(done.values())]
     watch = Watch(options.shards, len(rows) + files)
-    watch.advance(len(rows), 0, sum(map(_counts_as_failed, rows)))
+    watch.advance(len(rows), 0, sum(map(counts_as_failed, rows)))
     with Progress(sum(work.values()), files, options.progress_seconds) as progress:
         for summary in run_tasks(tasks, options.scale.workers):
             rows += summary.rows
-            failed = sum(map(_counts_as_failed, summary.rows))
+            failed = sum(map(counts_as_failed, summary.rows))
             progress.advance(work[summary.task], len(summary.rows), summary.examples, failed)
             watch.advance(len(summary.rows), summary.examples, failed)
-            _check_budget(options, plan, rows, _EARLY_STOP_FAILURES)
-
-
-def _check_budget(options: PreprocessOptions, plan: Plan, rows: list[LedgerRow], at_least: int = 1) -> None:
-    """Stop as soon as the failures (``at_least`` so many) cannot fit the budget, however well the rest goes.
-
-    Raises:
-        DataError: naming the commonest reasons.
-    """
-    failed = [row for row in rows if _counts_as_failed(row)]
-    files = sum(not source.duplicate_of for source in plan.sources)
-    if len(failed) >= at_least and len(failed) > options.max_failed_fraction * files:
-        write_quarantine(options.shards, [row for row in rows if row.status == "failed"])
-        raise DataError(
-            f"{len(failed)} of {files} files failed, more than max_failed_fraction={options.max_failed_fraction} "
-            f"allows: {_commonest(failed)}; the list is in {redact(options.shards)}/quarantine.parquet"
-        )
-
-
-def _counts_as_failed(row: LedgerRow) -> bool:
-    return row.status == "failed" and row.reason not in UNCOUNTED_REASONS
+            budget.check(rows, _EARLY_STOP_FAILURES)
 
 
 def _advice(failed: list[LedgerRow]) -> str:
     if all(row.reason in UNCOUNTED_REASONS for row in failed):
         return "choose a recipe for this kind of media, like tokens=image_224, tokens=audio_5s or tokens=points_2048"
     return "check that the files play elsewhere"
-
-
-def _commonest(failed: list[LedgerRow]) -> str:
-    reasons = Counter(row.reason for row in failed).most_common(3)
-    examples = {row.reason: row.name for row in reversed(failed)}
-    return ", ".join(f"{count} {reason} ({REASONS[reason]}; {examples[reason]})" for reason, count in reasons)
 
 
 def _rows(records: Iterable[TaskRecord]) -> list[LedgerRow]:

@@ -171,6 +171,18 @@ def test_too_many_failures_stop_the_run_and_a_larger_budget_goes_on(spoiled: Pat
     assert run_preprocess(options(spoiled, out, max_failed_fraction=0.5)).manifest.num_examples() == 26
 
 
+def test_failures_that_were_taken_out_of_the_source_or_mended_do_not_count(spoiled: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(DataError, match=r"3 of 20 files failed.*take them out of the source"):
+        run_preprocess(options(spoiled, out, max_failed_fraction=0.1))
+    (spoiled / "broken" / "cut.mp4").unlink()
+    make_demo_clips(tmp_path / "whole", 1, seed=9)
+    shutil.copy(next((tmp_path / "whole").rglob("*.mp4")), spoiled / "broken" / "text.mp4")
+    report = run_preprocess(options(spoiled, out, max_failed_fraction=0.1))
+    assert report.manifest.num_examples() == 28
+    assert report.counts["failed"] == 3, "they are still told"
+
+
 def test_only_broken_files(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     for number in range(3):
