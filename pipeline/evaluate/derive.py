@@ -1,4 +1,4 @@
-"""A dataset in another token order or with fewer modalities, made from its shards without decoding anything again."""
+"""A dataset in another token order, made from its shards without decoding anything again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 
 from hip_model.ordering import inverse, token_order
 from pipeline import storage
-from pipeline.errors import UserError, nearest
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import MANIFEST_NAME, Manifest
 from pipeline.shards.reader import ShardReader
@@ -26,12 +25,11 @@ class Derivation:
     """What differs from the source dataset."""
 
     order: str | None = None  # token order of everything that lies on a grid; none: as it is
-    modalities: tuple[str, ...] | None = None  # kept; none: all
     shuffle_points: bool = False  # points of each cloud in an order of their own (a function of the example)
 
     def to_dict(self) -> dict[str, Any]:
         """For the new dataset's lineage."""
-        return {"order": self.order, "modalities": self.modalities, "shuffle_points": self.shuffle_points}
+        return {"order": self.order, "shuffle_points": self.shuffle_points}
 
     def is_nothing(self) -> bool:
         """Whether the source can be used as it is."""
@@ -39,22 +37,13 @@ class Derivation:
 
 
 def derive_shards(source: str, target: str, derivation: Derivation) -> str:
-    """Write the changed dataset to ``target`` unless it is there already; returns the folder to read.
-
-    Raises:
-        UserError: a modality that the source lacks.
-    """
+    """Write the changed dataset to ``target`` unless it is there already; returns the folder to read."""
     if derivation.is_nothing():
         return source
     if storage.exists(storage.join(target, MANIFEST_NAME)):
         return target
     manifest = Manifest.load(source)
-    names = [spec.name for spec in manifest.modalities]
-    for name in derivation.modalities or ():
-        if name not in names:
-            raise UserError(f"modality {name!r} is not in {storage.redact(source)}; {nearest(name, names)}")
-    kept = [spec for spec in manifest.modalities if derivation.modalities is None or spec.name in derivation.modalities]
-    changes = {spec.name: _change(spec, derivation) for spec in kept}
+    changes = {spec.name: _change(spec, derivation) for spec in manifest.modalities}
     specs = tuple(spec for spec, _ in changes.values())
     records = []
     for split in manifest.splits:

@@ -62,7 +62,7 @@ def finetune(options: FinetuneOptions) -> FinetuneResult:
     keep_freed_memory()
     manifest = Manifest.load(options.shards)
     start = starting_model(options, manifest)
-    data = LabelledSplit.open(options, manifest, start.absent)
+    data = LabelledSplit.open(options, manifest, start.specs(manifest))
     _check(options, start.model)
     name = run_name(options, start, manifest)
     folder = storage.join(options.storage, name)

@@ -45,15 +45,15 @@ class LabelledSplit:
         return len(self.rows)
 
     @classmethod
-    def open(cls, options: FinetuneOptions, manifest: Manifest, absent: Sequence[ModalitySpec] = ()) -> LabelledSplit:
+    def open(cls, options: FinetuneOptions, manifest: Manifest, specs: Sequence[ModalitySpec]) -> LabelledSplit:
         """Read all labels, decide the task, and drop what has no label (classification only).
 
-        Every example lacks what is ``absent``.
+        ``specs`` are read; an example lacks what the dataset does not have.
 
         Raises:
             UserError: no labels, or several on one example where one is needed.
         """
-        reader = ShardReader(options.shards, split=options.split, specs=(*manifest.modalities, *absent))
+        reader = ShardReader(options.shards, split=options.split, specs=specs)
         labels = read_labels(reader)
         check_labels(labels, list(manifest.label_names), options.split)
         several = is_multilabel(labels)

@@ -83,7 +83,7 @@ def finetune_worker(job: FinetuneJob) -> None:
 def _train(job: FinetuneJob, device: torch.device, stop: StopFile, tracker: Tracker) -> Outcome:
     options = job.options
     manifest = Manifest.load(options.shards)
-    data = LabelledSplit.open(options, manifest, job.start.absent)
+    data = LabelledSplit.open(options, manifest, job.start.specs(manifest))
     run = assemble(options, manifest, job.start, data, job.run_folder, device, tracker)
     try:
         load_position(run)

@@ -7,7 +7,7 @@ import logging
 import re
 import tempfile
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from pipeline.host_memory import keep_freed_memory
 from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.tracking.options import TrackingOptions
+from pipeline.train.build import modalities_of
 from pipeline.train.options import (
     BatchOptions,
     DurationOptions,
@@ -40,6 +41,7 @@ from pipeline.train.options import (
     ScaleOptions,
     ScheduleOptions,
 )
+from pipeline.train.reading import manifest_as_read
 from pipeline.train.runner import run_pretraining
 
 logger = logging.getLogger(__name__)
@@ -115,8 +117,8 @@ def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) 
     name, overrides = scale.models[arm.model]
     model = ModelOptions(name=name, overrides={**overrides, **arm.overrides})
     label = f"{options.study}-{_slug(arm.name)}-seed{seed}"
-    start = _pretrained(options, scale, model, shards, label, seed) if arm.pretrained else ""
-    start = start or _fresh(options, model, shards, label, seed)
+    pretraining = replace(pretraining_of(options, scale, model, shards, label, seed), modalities=arm.modalities)
+    start = _pretrained(pretraining) if arm.pretrained else _fresh(options, pretraining, label)
     limit = LimitOptions(fit_examples=options.fit_examples)
     interval = IntervalOptions(resamples=options.resamples)
     quiet = TrackingOptions(enabled=False)
@@ -140,10 +142,8 @@ def run_arm(options: ExperimentOptions, scale: StudyScale, arm: Arm, seed: int) 
     return ArmResult(arm.name, seed, values[0], values[1], 100 * chance)  # type: ignore[arg-type]
 
 
-def _pretrained(
-    options: ExperimentOptions, scale: StudyScale, model: ModelOptions, shards: str, label: str, seed: int
-) -> str:
-    result = run_pretraining(pretraining_of(options, scale, model, shards, label, seed))
+def _pretrained(pretraining: PretrainOptions) -> str:
+    result = run_pretraining(pretraining)
     assert result.checkpoint is not None
     return result.checkpoint
 
@@ -171,11 +171,11 @@ def pretraining_of(
     )
 
 
-def _fresh(options: ExperimentOptions, model: ModelOptions, shards: str, label: str, seed: int) -> str:
+def _fresh(options: ExperimentOptions, pretraining: PretrainOptions, label: str) -> str:
     """The same model with its initial weights, saved so that it can be probed and fine-tuned like a pretrained one."""
-    manifest = Manifest.load(shards)
-    torch.manual_seed(derive_seed(seed, "fresh"))
-    built = build_model(model.name, [spec.to_modality() for spec in manifest.modalities], **model.overrides)
+    manifest, model = manifest_as_read(pretraining), pretraining.model
+    torch.manual_seed(derive_seed(pretraining.seed, "fresh"))
+    built = build_model(model.name, modalities_of(manifest), **model.overrides)
     folder = storage.join(options.storage, "fresh", label)
     with tempfile.TemporaryDirectory(prefix="hip-") as temporary:
         save_pretrained(built, temporary, {"data": manifest.data_card()})

@@ -29,8 +29,11 @@ class Session:
 
     @property
     def specs(self) -> tuple[ModalitySpec, ...]:
-        """What is read of each example; what the dataset does not have is missing from all."""
-        return (*self.manifest.modalities, *self.absent)
+        """What the task reads of each example; what the dataset does not have is missing from all."""
+        wanted = set(self.loaded.modality_names)
+        if self.options.task == "segmentation":
+            wanted.add(self.options.segmentation.labels)
+        return tuple(spec for spec in (*self.manifest.modalities, *self.absent) if spec.name in wanted)
 
     def reader(self, split: str) -> ShardReader:
         """The reader of one split.

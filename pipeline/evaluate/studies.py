@@ -22,6 +22,7 @@ class Arm:
     model: str = "main"  # which of the scale's models
     overrides: dict[str, Any] = field(default_factory=dict)  # of the model's configuration
     data: Derivation = field(default_factory=Derivation)
+    modalities: tuple[str, ...] | None = None  # what is read of the data; none: all
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ STUDIES: dict[str, Study] = {
         "Sound alone, and sound with pictures (AudioSet, HiP-256)",
         (
             Arm("A+V + MAE", True, 43.1),
-            Arm("A + MAE", True, 41.3, data=Derivation(modalities=("audio",))),
+            Arm("A + MAE", True, 41.3, modalities=("audio",)),
         ),
         (Claim("A+V + MAE", "A + MAE"),),
         _scales({"main": ("hip_nano", {})}, {"main": ("hip_256", {})}),

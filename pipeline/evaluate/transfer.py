@@ -31,6 +31,11 @@ class Start:
     weights: str | None = None  # digest of the weights; none: from scratch
     absent: tuple[ModalitySpec, ...] = ()  # what the model reads and the dataset does not have
 
+    def specs(self, manifest: Manifest) -> tuple[ModalitySpec, ...]:
+        """What the model reads of each example."""
+        known = {modality.name for modality in self.model.modalities}
+        return tuple(spec for spec in (*manifest.modalities, *self.absent) if spec.name in known)
+
 
 def starting_model(options: FinetuneOptions, manifest: Manifest) -> Start:
     """Build or load the model for this dataset.

@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from evaluation_data import IMAGE, example, write_dataset
 
-from hip_model.export import load_metadata
+from hip_model.export import load_metadata, save_pretrained
+from hip_model.variants import build_model
 from pipeline.errors import UserError
 from pipeline.evaluate.finetune import finetune
 from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.options import EmbedOptions, IntervalOptions, MaskSweepOptions
 from pipeline.evaluate.runner import evaluate
+from pipeline.evaluate.session import open_session
+from pipeline.evaluate.transfer import starting_model
 from pipeline.registry.inference import Predictor
+from pipeline.shards.manifest import Manifest
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.options import BatchOptions, CheckpointOptions, DurationOptions, OptimOptions, RunOptions
 
@@ -28,6 +32,20 @@ def silent(tmp_path_factory) -> tuple[str, str]:
     for row in (row for split in rows.values() for row in split):
         del row.arrays["audio"]
     return with_column, write_dataset(folder / "without", rows, (IMAGE,))
+
+
+def test_nothing_is_read_that_the_model_does_not_know(options, shards, tmp_path):
+    """A model of sound on a dataset that also has pictures, four fifths of its bytes."""
+    manifest = Manifest.load(shards)
+    sound = manifest.read_as([spec for spec in manifest.modalities if spec.name == "audio"])
+    model = build_model("hip_nano", [spec.to_modality() for spec in sound.modalities])
+    save_pretrained(model, tmp_path / "sound", {"data": sound.data_card()})
+    wanted = options(shards=shards, model=str(tmp_path / "sound"))
+    session = open_session(wanted, str(tmp_path))
+    assert list(session.reader("train").read(np.arange(3)).arrays) == ["audio"]
+    assert 0 < evaluate(replace(wanted, task="linear_probe")).metrics["top1"].value <= 1
+    tuning = FinetuneOptions(shards=shards, init=str(tmp_path / "sound"))
+    assert starting_model(tuning, manifest).specs(manifest) == sound.modalities
 
 
 @pytest.mark.parametrize("task", ["reconstruction", "linear_probe", "knn"])
@@ -93,7 +111,6 @@ def test_embedding_on_ray_workers_has_it_too(silent, model_folder):
     from pipeline.evaluate.embed import EmbedRequest
     from pipeline.evaluate.embed_ray import PieceEmbedder
     from pipeline.evaluate.loaded import check_model_fits, load_model
-    from pipeline.shards.manifest import Manifest
 
     manifest = Manifest.load(silent[1])
     absent = check_model_fits(load_model(model_folder), manifest, silent[1], ["audio"])

@@ -145,7 +145,8 @@ def test_rare_classes_come_as_often_as_common_ones_when_asked(settings, tmp_path
     kinds = [0] * 24 + [1] * 4 + [2] * 2
     rows = {"train": [example(3 * index + kind, "train") for index, kind in enumerate(kinds)]}
     options = settings(shards=write_dataset(tmp_path / "skewed", rows), class_balance=1.0)
-    data = LabelledSplit.open(options, Manifest.load(options.shards))
+    manifest = Manifest.load(options.shards)
+    data = LabelledSplit.open(options, manifest, manifest.modalities)
     drawn = data.reader.read(np.sort(data.order.indices(0, 30)), out={}).labels
     assert np.bincount([label for (label,) in drawn]).tolist() == pytest.approx([10, 10, 10], abs=1)
     assert finetune(options).losses[-1] < 0.8
@@ -158,7 +159,8 @@ def test_shares_of_a_combined_dataset_hold_whatever_labels_its_examples_have(set
     members = [write_dataset(tmp_path / name, {"train": rows}) for name, rows in (("several", several), ("one", one))]
     run_combine(CombineOptions(tuple(members), str(tmp_path / "both"), (1, 1)))
     options = settings(shards=str(tmp_path / "both"), class_balance=balance)
-    data = LabelledSplit.open(options, Manifest.load(options.shards))
+    manifest = Manifest.load(options.shards)
+    data = LabelledSplit.open(options, manifest, manifest.modalities)
     drawn = np.bincount(data.order.indices(0, 48), minlength=48)
     if not balance:
         assert drawn[:12].tolist() == [2] * 12  # 24 of 48 draws, an example with several labels no more often
