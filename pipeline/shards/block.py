@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,9 +55,10 @@ class Block:
         view: np.ndarray = self._tokens[name][row]
         return view
 
-    def places(self, row: int) -> list[tuple[int, int]]:
-        """Address and size in bytes of one row's tokens, by modality."""
-        sizes = ((view.ctypes.data, view[0].nbytes) for view in self._tokens.values())
+    def places(self, row: int, names: Iterable[str]) -> list[tuple[int, int]]:
+        """Address and size in bytes of one row's tokens, for each of the modalities ``names`` that its dataset has."""
+        views = (self._tokens[name] for name in names if name in self._tokens)
+        sizes = ((view.ctypes.data, view[0].nbytes) for view in views)
         return [(address + row * size, size) for address, size in sizes]
 
     def present(self, name: str, row: int) -> bool:

@@ -108,8 +108,8 @@ class Blocks(Protocol):
     def block(self, shard: int, index: int) -> Block:
         """One of them, opened."""
 
-    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Say which rows this thread reads next."""
+    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]], names: Sequence[str]) -> None:
+        """Say which rows this thread reads next, and which modalities of them."""
 
     def fetch(self, shard: int, index: int) -> None:
         """Bring one to this machine."""
@@ -147,13 +147,13 @@ class CombinedBlocks:
         part, own = self._own(shard)
         return part.block(own, index)
 
-    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Say which rows this thread reads next."""
+    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]], names: Sequence[str]) -> None:
+        """Say which rows this thread reads next, and which modalities of them."""
         for place, part in enumerate(self._parts):
             first, end = self._starts[place : place + 2].tolist()
             wanted = [(shard - first, index, rows) for shard, index, rows in shards_blocks_rows if first <= shard < end]
             if wanted:
-                part.expect(wanted)
+                part.expect(wanted, names)
 
     def fetch(self, shard: int, index: int) -> None:
         """Bring a record batch to this machine."""

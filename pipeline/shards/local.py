@@ -61,14 +61,14 @@ class OpenShard:
             block = self._blocks[index] = Block(batch, self._specs)
         return block
 
-    def ask(self, index: int, rows: Sequence[int]) -> None:
-        """Have the system start reading the tokens of some rows of record batch ``index``.
+    def ask(self, index: int, rows: Sequence[int], names: Sequence[str]) -> None:
+        """Have the system start reading the tokens that some rows of record batch ``index`` have of ``names``.
 
         Raises:
             DataError: the record batch is not what was written.
         """
         block = self.block(index)
-        for address, size in (place for row in rows for place in block.places(row)):
+        for address, size in (place for row in rows for place in block.places(row, names)):
             if size >= LARGE_BYTES:  # the system reads as much around a byte that is missing, asked or not
                 into_page = (address - self._buffer.address) % mmap.PAGESIZE
                 self._map.madvise(mmap.MADV_WILLNEED, address - self._buffer.address - into_page, into_page + size)
@@ -92,16 +92,17 @@ class LocalBlocks:
         """Record batch ``index`` of shard number ``shard``."""
         return self._shard(shard).block(index)
 
-    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
-        """Say which rows this thread reads next: those on the disk are then read at once, not one after the other.
+    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]], names: Sequence[str]) -> None:
+        """Say which rows this thread reads next, and which modalities of them.
 
+        Those on the disk are then read at once, not one after the other.
         Nothing is asked for while the memory of the system holds what this thread reads; asking takes time, too.
         """
         reads, before = _disk_reads(), getattr(self._thread, "disk_reads", None)
         self._thread.disk_reads = reads
         if before is None or reads > before:
             for shard, index, rows in shards_blocks_rows:
-                self._shard(shard).ask(index, rows)
+                self._shard(shard).ask(index, rows, names)
 
     def fetch(self, shard: int, index: int) -> None:
         """A local block is where it is needed."""

@@ -180,7 +180,7 @@ class ShardReader:
 
     def _expect(self, groups: Sequence[_Group]) -> None:
         with suppress(DataError):  # reading meets it again, and says how to mend it
-            self._blocks.expect([group[:3] for group in groups])
+            self._blocks.expect([group[:3] for group in groups], list(self._specs))
 
     def _read_blocks(
         self,

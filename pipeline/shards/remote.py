@@ -152,7 +152,7 @@ class RemoteBlocks:
                 if self._cache.find(name) is None:
                     self._cache.store(name, self._fetch(shard, self._shards[shard].batches[index]))
 
-    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]]) -> None:
+    def expect(self, shards_blocks_rows: Sequence[tuple[int, int, Sequence[int]]], names: Sequence[str]) -> None:
         """What is read next has to be fetched, which its thread does."""
 
     def forget(self, shard: int, index: int) -> bool:

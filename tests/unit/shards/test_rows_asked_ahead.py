@@ -41,9 +41,9 @@ def test_rows_are_asked_for_only_while_they_come_from_the_disk(
     asked: list[list[int]] = []
     ask = local.OpenShard.ask
 
-    def counted(shard: local.OpenShard, index: int, rows: Sequence[int]) -> None:
+    def counted(shard: local.OpenShard, index: int, rows: Sequence[int], names: Sequence[str]) -> None:
         asked.append(list(rows))
-        ask(shard, index, rows)
+        ask(shard, index, rows, names)
 
     disk_reads = iter([0, 0, 3, 3])
     monkeypatch.setattr(local.OpenShard, "ask", counted)
@@ -55,7 +55,7 @@ def test_rows_are_asked_for_only_while_they_come_from_the_disk(
 
 def test_what_is_asked_for_lies_around_the_large_rows(reader: ShardReader, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = reader._blocks._shard(0)  # type: ignore[union-attr]
-    places = [opened.block(0).places(row) for row in (0, 5)]
+    places = [opened.block(0).places(row, ["image", "audio", "unknown"]) for row in (0, 5)]
     assert [size for row in places for _, size in row] == [69_999, 200, 69_999, 200]
     asked: list[tuple[int, int]] = []
 
@@ -65,7 +65,9 @@ def test_what_is_asked_for_lies_around_the_large_rows(reader: ShardReader, monke
             asked.append((start, length))
 
     monkeypatch.setattr(opened, "_map", Map())
-    opened.ask(0, [0, 5])
+    opened.ask(0, [0, 5], ["audio"])
+    assert not asked, "the picture is not read, and the sound is small"
+    opened.ask(0, [0, 5], ["image", "audio"])
     assert len(asked) == 2  # nothing for the small modality
     for (start, length), row in zip(asked, places, strict=True):
         begin = row[0][0] - opened._buffer.address
