@@ -20,7 +20,7 @@ class DemoOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for key, least in (("clips", 8), ("steps", 4), ("trials", 1)):
+        for key, least in (("clips", 8), ("steps", 4), ("trials", 1), ("seed", 0)):
             if getattr(self, key) < least:
                 raise UserError(f"{key}={getattr(self, key)}: at least {least}")
         if not self.folder.strip():

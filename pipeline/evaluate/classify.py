@@ -29,6 +29,7 @@ from pipeline.evaluate.probe import (
 from pipeline.evaluate.report import Findings, Table
 from pipeline.evaluate.resampling import Estimate, Units
 from pipeline.evaluate.session import Session
+from pipeline.seeding import derive_seed
 
 
 def linear_probe(session: Session) -> tuple[Findings, Head]:
@@ -174,7 +175,8 @@ def _projection(session: Session, scored: Embeddings, pooled: np.ndarray) -> lis
     if not session.options.figures.enabled or len(scored) < 4:
         return []
     kinds = np.array([row[0] if row else -1 for row in scored.labels])
-    return [projection(pooled, kinds, session.label_names, session.options.seed)]
+    seed = derive_seed(session.options.seed, "projection") % 2**32  # the range that scikit-learn takes
+    return [projection(pooled, kinds, session.label_names, seed)]
 
 
 def _levels_table(session: Session, probes: list[FittedProbe], best: FittedProbe) -> Table:

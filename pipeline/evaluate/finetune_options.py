@@ -99,6 +99,7 @@ class FinetuneOptions:
         one_of("mode", self.mode, MODES)
         one_of("task", self.task, TASKS)
         one_of("resume", self.resume, ("auto", "never", "must"))
+        at_least("seed", self.seed, 0)
         at_least("metrics_every_steps", self.metrics_every_steps, 1)
         between("class_balance", self.class_balance, 0, 1)
         if self.optim.ema_decay is not None:

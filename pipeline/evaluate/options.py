@@ -179,6 +179,7 @@ class EvaluateOptions:
         one_of("split", self.split, SPLITS)
         one_of("fit_split", self.fit_split, SPLITS)
         one_of("device", self.device, ("auto", "cpu", "cuda"))
+        at_least("seed", self.seed, 0)
         if self.export is not None and (self.task, self.probe.kind) != ("linear_probe", "linear"):
             raise UserError(
                 f"export={self.export}: only task=linear_probe with probe.kind=linear fits a head to export"

@@ -41,6 +41,8 @@ class ExperimentOptions:
             one_of("arms", arm, [known.name for known in STUDIES[self.study].arms])
         if not self.seeds or len(set(self.seeds)) != len(self.seeds):
             raise UserError(f"seeds={list(self.seeds)}: give one or more different whole numbers, such as [0,1,2]")
+        for seed in self.seeds:
+            at_least("seeds", seed, 0)
         at_least("pretrain_epochs", self.pretrain_epochs, 0.001)
         at_least("finetune_epochs", self.finetune_epochs, 0.001)
         at_least("batch_size", self.batch_size, 2)

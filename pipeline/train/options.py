@@ -377,6 +377,7 @@ class PretrainOptions:
 
     def __post_init__(self) -> None:
         one_of("resume", self.resume, ("auto", "never", "must"))
+        at_least("seed", self.seed, 0)
         if not self.shards:
             raise UserError("shards is empty; give the dataset folder, shards=/data/clips")
         if self.modalities is not None and len(set(self.modalities)) != max(1, len(self.modalities)):

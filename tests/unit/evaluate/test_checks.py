@@ -5,13 +5,17 @@ import pytest
 from evaluation_data import example, write_dataset
 
 from pipeline.errors import UserError
+from pipeline.evaluate.finetune_options import FinetuneOptions
 from pipeline.evaluate.options import (
+    EvaluateFigureOptions,
+    EvaluateOptions,
     LimitOptions,
     MaskSweepOptions,
     ProbeOptions,
     RetrievalOptions,
     SegmentationOptions,
 )
+from pipeline.evaluate.paper_options import ExperimentOptions
 from pipeline.evaluate.runner import evaluate
 from pipeline.tracking.options import TrackingOptions
 
@@ -65,6 +69,25 @@ def test_reconstruction_needs_no_training_split_and_no_labels(options, tmp_path)
 def test_a_limit_below_one_example_is_refused(bound):
     with pytest.raises(UserError, match=rf"limit\.fit_examples={bound} is too small"):
         LimitOptions(fit_examples=bound)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: EvaluateOptions(shards="x", model="y", seed=-1),
+        lambda: FinetuneOptions(shards="x", init="y", seed=-1),
+        lambda: ExperimentOptions("positions", shards="x", seeds=(0, -1)),
+    ],
+)
+def test_a_seed_that_generators_do_not_take_is_refused(make):
+    with pytest.raises(UserError, match=r"seeds?=-1 is too small"):
+        make()
+
+
+@pytest.mark.parametrize("task", ["linear_probe", "reconstruction"])
+def test_any_other_seed_goes_through_pictures_and_intervals(options, task):
+    figures = EvaluateFigureOptions(enabled=True, examples=2)
+    assert evaluate(options(task=task, seed=2**70, figures=figures)).metrics
 
 
 @pytest.mark.parametrize("empty", ["train", "validation"])

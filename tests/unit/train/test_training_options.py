@@ -17,6 +17,7 @@ from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.train.checks import accumulation_steps, check_cluster, check_options
 from pipeline.train.options import (
+    AugmentOptions,
     BatchOptions,
     DurationOptions,
     EngineOptions,
@@ -130,6 +131,9 @@ def test_the_defaults_pass() -> None:
         (lambda: ScaleOptions(workers=1, min_workers=2), "min_workers=2"),
         (lambda: PretrainOptions(shards=""), "shards is empty"),
         (lambda: PretrainOptions(shards="x", resume="perhaps"), "resume=perhaps"),
+        (lambda: PretrainOptions(shards="x", seed=-1), "seed=-1 is too small"),
+        (lambda: AugmentOptions(rand_layers=10**9), "augment.rand_layers=1000000000 is out of range"),
+        (lambda: AugmentOptions(audio_gain_decibel=1e30), "augment.audio_gain_decibel=1e[+]30 is out of range"),
     ],
 )
 def test_a_bad_value_is_refused_by_its_key(make: Any, message: str) -> None:
