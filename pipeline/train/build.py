@@ -141,7 +141,6 @@ class TrainingData:
     """The shards of one worker."""
 
     options: PretrainOptions
-    manifest: Manifest
     reader: ShardReader
     order: ExampleOrder
     rank: int
@@ -167,7 +166,7 @@ class TrainingData:
             order = ExampleOrder(len(reader), *how)
         else:
             order = WeightedOrder(np.arange(len(reader)), weights, *how)
-        return cls(options, manifest, reader, order, rank, workers, pin_memory)
+        return cls(options, reader, order, rank, workers, pin_memory)
 
     def loader(self, start_examples: int) -> BatchLoader:
         """Batches from a position on."""

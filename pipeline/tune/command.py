@@ -15,7 +15,9 @@ from pipeline.tune.options import TuneOptions
 from pipeline.tune.results import TrialResult
 
 # What a trial's result depends on, beside what was searched. How long and on what to train is the user's to choose.
-_KEPT_GROUPS = ("storage", "seed", "mask", "loss", "batch", "optim", "schedule", "guards")
+_KEPT_GROUPS = (
+    "storage", "seed", "modalities", "mask", "loss", "augment", "batch", "optim", "schedule", "guards",
+)  # fmt: skip
 
 
 def pretrain_command(options: TuneOptions, best: TrialResult) -> str:

@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 _Options = TypeVar("_Options")
 # These belong to the search as a whole: a trial that changed them would be another experiment.
-_FIXED_KEYS = ("run", "storage", "resume", "dry_run", "tracking", "model", "scale", "init", "resize_positions")
+_FIXED_KEYS = (
+    "run", "storage", "resume", "dry_run", "tracking", "model", "scale", "init", "resize_positions", "modalities",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

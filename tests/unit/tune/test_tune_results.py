@@ -17,6 +17,7 @@ from hip_model.geometry import GeometryDials
 from hip_model.variants import model_config
 from pipeline.config import load_options
 from pipeline.train.options import (
+    AugmentOptions,
     BatchOptions,
     DurationOptions,
     EngineOptions,
@@ -171,6 +172,8 @@ def test_the_winning_command_composes_to_what_the_trial_trained(tmp_path: Path) 
         optim=OptimOptions(learning_rate=0.5),
         mask=MaskOptions(per_modality={"video": 0.9}),
         engine=EngineOptions(kind="torch", precision="fp32"),
+        modalities=("video",),
+        augment=AugmentOptions(flip=0.5),
     )
     best = trial(0, 0.1, **{"dials.depth": 1, "optim.weight_decay": 0.2, "duration.steps": 7})
     verb, name, *words = shlex.split(pretrain_command(options, best))
@@ -181,6 +184,7 @@ def test_the_winning_command_composes_to_what_the_trial_trained(tmp_path: Path) 
     assert composed.batch == options.batch
     assert composed.mask == options.mask
     assert composed.optim == replace(options.optim, weight_decay=0.2)
+    assert (composed.modalities, composed.augment) == (options.modalities, options.augment)
     assert composed.duration == DurationOptions(epochs=100)
     assert composed.engine == PretrainOptions(shards="x").engine
 
