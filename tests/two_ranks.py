@@ -14,10 +14,10 @@ from typing import Any
 
 from pipeline.train.assembly import Job
 from pipeline.train.checks import check_options
+from pipeline.train.modalities import manifest_as_read
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
 from pipeline.train.plan import plan
-from pipeline.train.reading import manifest_as_read
 from pipeline.train.runner import prepare_record
 from pipeline.train.warm_start import keep_init
 

@@ -33,8 +33,8 @@ from pipeline.shards.schema import ModalitySpec
 from pipeline.storage import exists, join
 from pipeline.train.build import TRAIN, build_skeleton, mask_config, trained_config
 from pipeline.train.checks import check_options
+from pipeline.train.modalities import chosen_modalities, manifest_as_read
 from pipeline.train.options import PretrainOptions, at_least, one_of
-from pipeline.train.reading import chosen_modalities, manifest_as_read
 from pipeline.train.warm_start import open_init
 
 GIB = 2**30

@@ -38,7 +38,7 @@ class EmbedRequest:
     count: int
     level_count: int  # levels 0 .. level_count - 1; more than the encoder has asks for the decoder too
     modalities: tuple[str, ...] | None = None  # hide all others; none: hide nothing
-    specs: tuple[ModalitySpec, ...] | None = None  # what is read; none: all that the dataset has. Others are in the key
+    specs: tuple[ModalitySpec, ...] | None = None  # what is read; none: all. Not in the key: weights and data decide it
 
     def key(self, weights: str, fingerprint: str) -> str:
         """The folder name of the finished pieces."""

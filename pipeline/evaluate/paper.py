@@ -29,6 +29,7 @@ from pipeline.seeding import derive_seed
 from pipeline.shards.manifest import Manifest
 from pipeline.tracking.options import TrackingOptions
 from pipeline.train.build import modalities_of
+from pipeline.train.modalities import manifest_as_read
 from pipeline.train.options import (
     BatchOptions,
     DurationOptions,
@@ -41,7 +42,6 @@ from pipeline.train.options import (
     ScaleOptions,
     ScheduleOptions,
 )
-from pipeline.train.reading import manifest_as_read
 from pipeline.train.runner import run_pretraining
 
 logger = logging.getLogger(__name__)

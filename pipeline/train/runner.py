@@ -17,11 +17,11 @@ from pipeline.train.build import modalities_of, with_absolute_places
 from pipeline.train.checkpoint import latest_checkpoint, read_state
 from pipeline.train.checks import check_options
 from pipeline.train.metrics import Report
+from pipeline.train.modalities import manifest_as_read
 from pipeline.train.options import PretrainOptions
 from pipeline.train.outcome import Outcome
 from pipeline.train.plan import Plan, code_version, describe, plan
 from pipeline.train.ray_run import run_with_ray
-from pipeline.train.reading import manifest_as_read
 from pipeline.train.resume import (
     FAILED,
     FINISHED,

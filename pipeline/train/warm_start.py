@@ -57,7 +57,7 @@ def open_init(options: PretrainOptions, manifest: Manifest, planned: Any, init: 
         )
     model = fit_to_data(model, metadata, manifest, options.shards, options.resize_positions)
     card = {**manifest.data_card(), "normalisation": metadata["data"]["normalisation"]}
-    if any(modality.name not in manifest.statistics() for modality in model.modalities):  # nor does its recipe know it
+    if set(here) - manifest.statistics().keys():  # what no example has, the dataset's own recipe does not know
         card["recipe"] = metadata["data"].get("recipe", {})
     return model, card
 

@@ -9,7 +9,7 @@ from pipeline.errors import UserError
 from pipeline.shards.manifest import Manifest
 from pipeline.storage import absolute
 from pipeline.train.build import TRAIN
-from pipeline.train.reading import manifest_as_read
+from pipeline.train.modalities import manifest_as_read
 from pipeline.tune.options import TuneOptions
 from pipeline.tune.space import Choice, Space
 

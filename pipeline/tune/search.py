@@ -17,7 +17,7 @@ from pipeline.ray_session import ray_session
 from pipeline.storage import join, redact
 from pipeline.train.build import with_absolute_places
 from pipeline.train.checks import check_options
-from pipeline.train.reading import manifest_as_read
+from pipeline.train.modalities import manifest_as_read
 from pipeline.tune.candidates import Candidate, plain_pretrain_options
 from pipeline.tune.command import pretrain_command
 from pipeline.tune.memory import tells_of_memory

@@ -35,7 +35,7 @@ def silent(tmp_path_factory) -> tuple[str, str]:
 
 
 def test_nothing_is_read_that_the_model_does_not_know(options, shards, tmp_path):
-    """A model of sound on a dataset that also has pictures, four fifths of its bytes."""
+    """A model of sound on a dataset that also has pictures."""
     manifest = Manifest.load(shards)
     sound = manifest.read_as([spec for spec in manifest.modalities if spec.name == "audio"])
     model = build_model("hip_nano", [spec.to_modality() for spec in sound.modalities])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from hip_model.export import load_metadata
+from hip_model.export import CONFIG_FILE, load_metadata
 from pipeline.errors import UserError, nearest
 from pipeline.shards.manifest import Manifest
 from pipeline.shards.schema import ModalitySpec
@@ -21,7 +21,7 @@ def manifest_as_read(options: PretrainOptions) -> Manifest:
     """
     manifest = Manifest.load(options.shards)
     read = manifest.read_as(chosen_modalities(options, manifest.modalities))
-    there = manifest.statistics(TRAIN) if manifest.splits.get(TRAIN) else {}
+    there = manifest.statistics(TRAIN) if options.modalities is not None and manifest.splits.get(TRAIN) else {}
     if there and not any(spec.name in there for spec in read.modalities):
         raise UserError(
             f"modalities={[spec.name for spec in read.modalities]}: no training example in {options.shards} has any of "
@@ -49,7 +49,7 @@ def chosen_modalities(options: PretrainOptions, there: Sequence[ModalitySpec]) -
 
 def _of_init(init: str | None) -> dict[str, ModalitySpec]:
     """What the model to start from was trained on; a folder that is none is refused where it is opened."""
-    if init is None or not (local_path(init) / "config.json").is_file():
+    if init is None or not (local_path(init) / CONFIG_FILE).is_file():
         return {}
     specs = load_metadata(local_path(init)).get("data", {}).get("modalities", [])
     return {str(spec["name"]): ModalitySpec.from_dict(spec) for spec in specs}
