@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hip_model.accounting import count_parameters, forward_flops, model_cost
@@ -47,6 +47,30 @@ DIALS = st.builds(
 )
 
 
+NARROW = GeometryDials(
+    depth=4,
+    first_groups=7,
+    first_latents=3,
+    maximum_latents=6,
+    processor_latents=7,
+    processor_channels=39,
+    channel_growth=2.71875,
+    processor_heads=3,
+    outer_levels=0,
+    decoder_width=1.4375,
+    core="processor",
+    core_layers=2,
+    outer_layers=0,
+    encoder_layers=1,
+    processor_layers=0,
+    decoder_layers=1,
+    embedding_channels=3,
+    regroup="reshape",
+    width_scale=1.34375,
+)
+"""Four channels at the output: one step gains 1.1e-7."""
+
+
 @pytest.mark.parametrize("name", sorted(named_dials()))
 def test_the_papers_geometries_are_points_of_the_space(name: str) -> None:
     assert named_dials()[name].build() == model_config(name)
@@ -54,13 +78,14 @@ def test_the_papers_geometries_are_points_of_the_space(name: str) -> None:
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(dials=DIALS)
+@example(dials=NARROW)
 def test_every_setting_builds_and_trains_a_step(dials: GeometryDials) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = HiP(dials.build(), [VIDEO, AUDIO])
+    model = HiP(dials.build(), [VIDEO, AUDIO]).double()  # a few channels gain less than float32 can tell from nothing
     assert count_parameters(model.config, [VIDEO, AUDIO]) == sum(p.numel() for p in model.parameters())
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
-    inputs = {m.name: torch.randn(2, m.num_tokens, m.num_channels) for m in (VIDEO, AUDIO)}
+    inputs = {m.name: torch.randn(2, m.num_tokens, m.num_channels).double() for m in (VIDEO, AUDIO)}
 
     def loss() -> torch.Tensor:
         output = model(inputs).reconstruction
